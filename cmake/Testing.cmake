@@ -1,0 +1,45 @@
+# How a test becomes a ctest entry.
+find_package(GTest REQUIRED)
+include(GoogleTest)
+
+set(LORASHARD_PYTHON "${LORASHARD_PYTHON_ENV}/bin/python")
+# mpirun refuses root and more ranks than cores unless told otherwise; both are usual where tests run.
+set(LORASHARD_MPIRUN ${MPIEXEC_EXECUTABLE} --allow-run-as-root --oversubscribe --bind-to none)
+set(LORASHARD_TEST_ENV
+  "LORASHARD=${CMAKE_BINARY_DIR}/lorashard;LORASHARD_BUILD_DIR=${CMAKE_BINARY_DIR};OMP_NUM_THREADS=1;PYTHONDONTWRITEBYTECODE=1;HF_HUB_OFFLINE=1")
+
+# lorashard_test_folder(NAME LINK...): tests/NAME/*_test.cpp become one program, each TEST a ctest entry labelled
+# `unit`; tests/NAME/*_mpi_test.cpp become a second one, run whole under mpirun with 2, 3 and 4 ranks, labelled `mpi`.
+function(lorashard_test_folder NAME)
+  file(GLOB _mpi CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${NAME}/*_mpi_test.cpp")
+  file(GLOB _unit CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${NAME}/*_test.cpp")
+  if(_mpi)
+    list(REMOVE_ITEM _unit ${_mpi})
+  endif()
+  if(_unit)
+    add_executable(${NAME}_tests ${_unit})
+    target_link_libraries(${NAME}_tests PRIVATE ${ARGN} lorashard_test_support GTest::gmock GTest::gtest_main)
+    gtest_discover_tests(${NAME}_tests TEST_PREFIX "${NAME}." DISCOVERY_MODE PRE_TEST
+      PROPERTIES LABELS unit ENVIRONMENT "${LORASHARD_TEST_ENV}")
+  endif()
+  if(_mpi)
+    add_executable(${NAME}_mpi_tests ${_mpi} "${CMAKE_CURRENT_SOURCE_DIR}/support/mpi_main.cpp")
+    target_link_libraries(${NAME}_mpi_tests PRIVATE ${ARGN} lorashard_test_support GTest::gmock GTest::gtest)
+    foreach(_ranks 2 3 4)
+      add_test(NAME ${NAME}.mpi.${_ranks}_ranks COMMAND ${LORASHARD_MPIRUN} -n ${_ranks} $<TARGET_FILE:${NAME}_mpi_tests>)
+      set_tests_properties(${NAME}.mpi.${_ranks}_ranks PROPERTIES
+        LABELS mpi ENVIRONMENT "${LORASHARD_TEST_ENV}" PROCESSORS ${_ranks} TIMEOUT 300)
+    endforeach()
+  endif()
+endfunction()
+
+# lorashard_pytest_folder(NAME LABEL): every tests/NAME/test_*.py is one ctest entry, run by pytest in the private
+# environment, with the program's path in $LORASHARD and the build folder in $LORASHARD_BUILD_DIR.
+function(lorashard_pytest_folder NAME LABEL)
+  file(GLOB _files CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${NAME}/test_*.py")
+  foreach(_file ${_files})
+    get_filename_component(_stem "${_file}" NAME_WE)
+    add_test(NAME ${NAME}.${_stem} COMMAND ${LORASHARD_PYTHON} -m pytest -q -p no:cacheprovider "${_file}")
+    set_tests_properties(${NAME}.${_stem} PROPERTIES LABELS ${LABEL} ENVIRONMENT "${LORASHARD_TEST_ENV}" PROCESSORS 2 TIMEOUT 1800)
+  endforeach()
+endfunction()

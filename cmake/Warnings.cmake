@@ -1,0 +1,11 @@
+# lorashard_options: the flags of our own code. Third-party headers come in as SYSTEM and stay silent.
+add_library(lorashard_options INTERFACE)
+target_compile_options(lorashard_options INTERFACE
+  -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wimplicit-fallthrough
+  # Same bits from the same source: no contraction that depends on what the optimizer saw.
+  -ffp-contract=off)
+target_include_directories(lorashard_options INTERFACE "${CMAKE_SOURCE_DIR}")
+if(LORASHARD_SANITIZE)
+  target_compile_options(lorashard_options INTERFACE -fsanitize=${LORASHARD_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(lorashard_options INTERFACE -fsanitize=${LORASHARD_SANITIZE})
+endif()

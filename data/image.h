@@ -1,0 +1,30 @@
+// Decoded pictures: 8-bit RGB, upright. PNG, JPEG and WebP of every colour type: palette, grey, grey+alpha, RGBA (over
+// white), 16-bit, CMYK; EXIF orientation applied. The pixels of plain RGB files equal Pillow's. Thread-safe.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace lorashard {
+
+struct Image {
+  int64_t height = 0, width = 0;
+  std::vector<uint8_t> rgb;  ///< [height, width, 3], row by row
+};
+
+struct ImageSize {
+  int64_t height = 0, width = 0;
+};
+
+/// Limits that hold before a pixel is allocated; beyond them decoding throws Error(bad_data).
+struct DecodeLimits {
+  int64_t max_pixels = 64'000'000;
+  int64_t max_side = 16384;
+};
+
+/// Decodes the whole file held in `bytes`. Throws Error(bad_data) naming `name` for truncated or broken files,
+/// unknown formats and anything beyond `limits`; never returns grey fill for missing data.
+Image decode_image(std::span<const uint8_t> bytes, const std::string& name, const DecodeLimits& limits = {});
+
+}  // namespace lorashard

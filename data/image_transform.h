@@ -1,0 +1,29 @@
+// A picture to a training sample: resize the short side to the resolution, crop, flip, normalise to [-1, 1].
+// The order and rounding of the reference scripts (torchvision Resize, CenterCrop/RandomCrop, RandomHorizontalFlip,
+// ToTensor, Normalize([0.5], [0.5])). Where to crop and whether to flip come from Philox(seed, slot).
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include "data/image.h"
+#include "data/image_resize.h"
+
+namespace lorashard {
+
+struct TransformOptions {
+  int64_t resolution = 512;
+  bool center_crop = false;
+  bool random_flip = false;
+  Interpolation interpolation = Interpolation::lanczos;
+};
+
+struct TransformedImage {
+  ImageSize original_size;            ///< of the picture as packed, before the resize (SDXL's time ids)
+  int64_t crop_top = 0, crop_left = 0;
+  bool flipped = false;
+};
+
+/// Writes [3, resolution, resolution] fp32 in [-1, 1] to `pixel_values` (contiguous). Thread-safe.
+TransformedImage transform_image(const Image& image, const TransformOptions& options, uint64_t seed, uint64_t slot,
+                                 bool class_image, at::Tensor pixel_values);
+
+}  // namespace lorashard

@@ -1,0 +1,63 @@
+// A pack: a folder of shards with index.json. pack_images() makes one, Pack reads one. Rows keep the source's order.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "data/image_folder.h"
+#include "data/shard.h"
+
+namespace lorashard {
+
+enum class OnBadImage { stop, skip };
+
+struct PackOptions {
+  ImageFolderOptions folder;
+  OnBadImage on_bad_image = OnBadImage::stop;
+  int64_t shard_bytes = int64_t{256} << 20;  ///< a shard is closed when its pictures reach this many bytes
+  int num_threads = 0;                       ///< 0: one per core. Changes nothing in the bytes written
+  int64_t max_samples = 0;                   ///< 0: all
+};
+
+struct PackReport {
+  int64_t num_samples = 0, num_shards = 0, num_captions = 0;
+  uint64_t bytes = 0;
+  std::vector<LeftOut> left_out;
+};
+
+/// Packs the image folder `source` into `out` (made; must be empty or absent). Every picture is decoded once to prove it can
+/// be. index.json is written last, durably: a folder without it is no pack. Progress goes to the log.
+PackReport pack_images(const std::filesystem::path& source, const std::filesystem::path& out, const PackOptions& options);
+
+/// True when `folder` holds an index.json of ours (so train knows a pack from an image folder).
+bool is_pack(const std::filesystem::path& folder);
+
+/// A pack opened for reading. Thread-safe after construction.
+class Pack {
+ public:
+  /// Opens every shard and checks the index against it. Throws Error(usage) when there is no pack, Error(bad_data) when it is broken.
+  explicit Pack(const std::filesystem::path& folder);
+
+  int64_t num_samples() const { return num_samples_; }
+  const std::string& caption(int64_t row) const;
+  const std::string& file_name(int64_t row) const;
+  ImageSize size(int64_t row) const;
+  std::vector<uint8_t> read_image(int64_t row) const;
+  /// SHA-256 over index.json: with the hashes of every shard in it, the identity of the dataset.
+  const std::string& hash() const { return hash_; }
+  const std::filesystem::path& folder() const { return folder_; }
+  /// Reads every byte and compares every hash (lorashard inspect --verify). Throws Error(bad_data).
+  void verify() const;
+
+ private:
+  std::pair<const ShardReader*, int64_t> locate(int64_t row) const;
+
+  std::filesystem::path folder_;
+  std::vector<ShardReader> shards_;
+  std::vector<int64_t> first_row_;  // of each shard, and num_samples at the end
+  int64_t num_samples_ = 0;
+  std::string hash_;
+};
+
+}  // namespace lorashard

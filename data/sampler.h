@@ -1,0 +1,39 @@
+// Which rows a micro-batch holds, and which micro-batches a rank runs: pure functions, no state (docs/determinism.md).
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace lorashard {
+
+/// Slots of micro-batch m: s = m * train_batch_size + i. Row of slot s: permutation(seed, s div N)(s mod N).
+struct Slot {
+  uint64_t slot;
+  int64_t row;
+  int64_t epoch;
+};
+
+class Sampler {
+ public:
+  Sampler(uint64_t seed, int64_t num_samples, int64_t train_batch_size);
+  std::vector<Slot> micro_batch(int64_t m) const;
+
+ private:
+  uint64_t seed_;
+  int64_t num_samples_, train_batch_size_;
+};
+
+/// The micro-batches of optimizer steps [first_step, end_step) that `rank` of `world_size` runs, in order:
+/// step * M + j for every j in [0, M) with j mod world_size == rank. Computed, not stored.
+class MicroBatchSchedule {
+ public:
+  MicroBatchSchedule(int64_t num_micro_batches, int rank, int world_size, int64_t first_step, int64_t end_step);
+  int64_t size() const;
+  int64_t operator[](int64_t i) const;  ///< number m of this rank's i-th micro-batch
+  /// How many micro-batches this rank runs in one step.
+  int64_t per_step() const { return per_step_; }
+
+ private:
+  int64_t num_micro_batches_, rank_, world_size_, first_step_, end_step_, per_step_;
+};
+
+}  // namespace lorashard

@@ -1,0 +1,43 @@
+// All randomness of a run: Philox4x32-10 (Salmon et al., SC11), a pure function of (seed, slot, purpose, block).
+// docs/determinism.md specifies every map below well enough to write it again. No state, thread-safe.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <span>
+
+namespace lorashard {
+
+/// What a random number is for. Persisted by meaning: never renumber (a resumed run would draw other numbers).
+enum class Purpose : uint32_t {
+  permutation = 1,    ///< order of the rows in an epoch (slot = epoch)
+  crop = 2,
+  flip = 3,
+  caption_choice = 4,
+  caption_dropout = 5,
+  vae_sample = 6,
+  noise = 7,
+  timestep = 8,
+  noise_offset = 9,
+  input_perturbation = 10,
+  lora_init = 11,     ///< slot = position of the module in the adapter
+  lora_dropout = 12,  ///< block's high bits = position of the module
+  base_init = 13,     ///< init-base (slot = position of the tensor)
+  class_image = 0x8000,  ///< added to the purposes above for the class image of the same slot
+};
+
+/// One Philox4x32-10 block: key = (seed low, seed high), counter = (slot low, slot high, purpose, block).
+std::array<uint32_t, 4> philox(uint64_t seed, uint64_t slot, Purpose purpose, uint32_t block);
+
+/// The raw function with its published interface (for the reference vectors).
+std::array<uint32_t, 4> philox4x32_10(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
+
+/// Uniform double in [0, 1) with 53 random bits, from block 0 of (seed, slot, purpose).
+double uniform(uint64_t seed, uint64_t slot, Purpose purpose);
+
+/// Uniform integer in [0, n), n >= 1, without bias that matters (53 bits): floor(uniform * n).
+int64_t uniform_int(uint64_t seed, uint64_t slot, Purpose purpose, int64_t n);
+
+/// Standard normals by Box-Muller in double, rounded once to float: element 4b+j comes from block b.
+void fill_normal(std::span<float> out, uint64_t seed, uint64_t slot, Purpose purpose);
+
+}  // namespace lorashard

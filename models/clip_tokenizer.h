@@ -1,0 +1,29 @@
+// CLIP's byte-level BPE, id for id what transformers' CLIPTokenizer gives. Thread-safe.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace lorashard {
+
+class CLIPTokenizer {
+ public:
+  /// Reads vocab.json + merges.txt, or tokenizer.json where those are absent, and the pad token of tokenizer_config.json.
+  /// Throws Error(usage) when none is there, Error(bad_data) for a broken one.
+  explicit CLIPTokenizer(const std::filesystem::path& folder);
+
+  /// Ids of `text` with <|startoftext|> and <|endoftext|>, truncated to model_max_length; not padded.
+  std::vector<int64_t> encode(const std::string& text) const;
+  /// int64 [texts, model_max_length], padded.
+  at::Tensor operator()(const std::vector<std::string>& texts) const;
+  int64_t model_max_length() const;
+
+ private:
+  struct Impl;
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace lorashard

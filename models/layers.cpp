@@ -1,0 +1,56 @@
+#include "models/layers.h"
+
+#include <ATen/ATen.h>
+
+namespace lorashard {
+namespace {
+
+at::Tensor frozen(torch::nn::Module& module, const char* name, at::IntArrayRef shape) {
+  return module.register_parameter(name, at::empty(shape, at::kFloat), /*requires_grad=*/false);
+}
+
+}  // namespace
+
+Linear::Linear(int64_t in_features, int64_t out_features, bool with_bias) {
+  weight = frozen(*this, "weight", {out_features, in_features});
+  if (with_bias) bias = frozen(*this, "bias", {out_features});
+}
+
+at::Tensor Linear::forward(const at::Tensor& x) const {
+  at::Tensor y = at::linear(x, weight, bias);
+  if (!lora) return y;
+  const at::Tensor low = at::linear(at::linear(x.to(at::kFloat), lora->down), lora->up);
+  return y + (low * lora->scale).to(y.scalar_type());
+}
+
+Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, int64_t stride_, int64_t padding_)
+    : stride(stride_), padding(padding_) {
+  weight = frozen(*this, "weight", {out_channels, in_channels, kernel, kernel});
+  bias = frozen(*this, "bias", {out_channels});
+}
+
+at::Tensor Conv2d::forward(const at::Tensor& x) const {
+  return at::conv2d(x, weight, bias, {stride, stride}, {padding, padding});
+}
+
+GroupNorm::GroupNorm(int64_t num_groups_, int64_t num_channels, double eps_) : num_groups(num_groups_), eps(eps_) {
+  weight = frozen(*this, "weight", {num_channels});
+  bias = frozen(*this, "bias", {num_channels});
+}
+
+at::Tensor GroupNorm::forward(const at::Tensor& x) const { return at::group_norm(x, num_groups, weight, bias, eps); }
+
+LayerNorm::LayerNorm(int64_t size, double eps_) : eps(eps_) {
+  weight = frozen(*this, "weight", {size});
+  bias = frozen(*this, "bias", {size});
+}
+
+at::Tensor LayerNorm::forward(const at::Tensor& x) const {
+  return at::layer_norm(x, weight.sizes(), weight, bias, eps);
+}
+
+Embedding::Embedding(int64_t num_embeddings, int64_t size) { weight = frozen(*this, "weight", {num_embeddings, size}); }
+
+at::Tensor Embedding::forward(const at::Tensor& ids) const { return at::embedding(weight, ids); }
+
+}  // namespace lorashard

@@ -1,0 +1,44 @@
+// A base model: the components of a diffusers folder that training needs, loaded and frozen.
+#pragma once
+#include <c10/core/ScalarType.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "models/autoencoder_kl.h"
+#include "models/clip_text_model.h"
+#include "models/clip_tokenizer.h"
+#include "models/ddpm_scheduler.h"
+#include "models/unet_2d_condition.h"
+
+namespace lorashard {
+
+struct StableDiffusion {
+  std::filesystem::path folder;
+  std::shared_ptr<CLIPTokenizer> tokenizer;
+  std::shared_ptr<CLIPTextModel> text_encoder;
+  std::shared_ptr<AutoencoderKL> vae;
+  std::shared_ptr<UNet2DConditionModel> unet;
+  std::shared_ptr<DDPMScheduler> noise_scheduler;
+};
+
+struct StableDiffusionOptions {
+  std::string variant;                    ///< "fp16": *.fp16.safetensors
+  std::filesystem::path vae_folder;       ///< another VAE: its folder (or the pipeline folder that holds vae/); empty: the base's own
+  std::string prediction_type;            ///< overrides the scheduler's; empty: the base's own
+  at::ScalarType dtype = at::kFloat;      ///< of the frozen weights
+};
+
+/// Throws Error(usage) naming a folder or file that isn't there, Error(bad_data) for one that is wrong.
+StableDiffusion load_stable_diffusion(const std::filesystem::path& folder, const StableDiffusionOptions& options = {});
+
+/// The identity of a base: SHA-256 over the names and SHA-256 of its config and weight files, as `folder` (and `options`) name them.
+std::string base_model_hash(const std::filesystem::path& folder, const StableDiffusionOptions& options = {});
+
+/// Writes a small base with random weights in diffusers layout, the same bytes every time: "tiny-sd15" or "tiny-sd21", or the
+/// full-size "sd15" and "sd21" (random weights of the real shapes, for benchmarks). `vocabulary` is bpe_simple_vocab_16e6.txt.gz
+/// (PyPI's open_clip_torch has it); empty: a vocabulary of single bytes. Throws Error(usage) for an unknown preset.
+void init_base(const std::string& preset, const std::filesystem::path& out, uint64_t seed, const std::filesystem::path& vocabulary);
+
+}  // namespace lorashard

@@ -1,0 +1,41 @@
+// checkpoint-N/: the state of a run (design: parameters, optimizer, counters, recipe, hashes), in one folder that appears by one
+// rename, with a manifest of sizes and SHA-256. docs/checkpoint_format.md has it byte by byte.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "models/safetensors.h"
+
+namespace lorashard {
+
+struct TrainingState {
+  int64_t global_step = 0;  ///< optimizer steps consumed, skipped ones included
+  int64_t updates = 0;      ///< updates applied
+  int64_t skipped_in_a_row = 0;
+  at::Tensor parameters, exp_avg, exp_avg_sq;  ///< fp32 [P], flat
+  std::string recipe;       ///< resolved recipe as TOML
+  std::string pack_hash, base_hash;
+  std::vector<std::string> parameter_keys;  ///< adapter key of each tensor in flat order, "key shape" a line
+};
+
+/// Writes output_dir/checkpoint-{global_step}: all files into a temporary folder, each fsynced, manifest last, then one rename and
+/// fsync of output_dir. `adapter` is the exported file beside the state. Called by one rank. Throws Error(io); nothing is left behind then.
+std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, const TrainingState& state, const StateDict& adapter,
+                                       const Metadata& adapter_metadata);
+
+/// Checks manifest, sizes and hashes, then reads. Throws Error(bad_data) naming the file that is wrong.
+TrainingState read_checkpoint(const std::filesystem::path& folder);
+
+/// The newest checkpoint-N of output_dir that is whole; broken ones are named in the log. By a scan, newest first.
+std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& output_dir);
+
+/// Removes the oldest beyond `limit` (0: none), and temporary folders that a killed run left. `just_written` is re-read and verified
+/// first; when it is broken nothing is removed and Error(io) is thrown.
+void remove_old_checkpoints(const std::filesystem::path& output_dir, int64_t limit, const std::filesystem::path& just_written);
+
+}  // namespace lorashard

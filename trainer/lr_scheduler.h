@@ -1,0 +1,18 @@
+// The learning rate of an update: diffusers' optimization.py get_scheduler, as a pure function of the update's number.
+#pragma once
+#include <cstdint>
+#include <string>
+
+namespace lorashard {
+
+struct LrSchedulerOptions {
+  std::string name = "constant";  ///< constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial
+  int64_t warmup_steps = 0, max_train_steps = 0, num_cycles = 1;
+  double power = 1.0;
+};
+
+/// Learning rate of update `update` (from 0), `base` being the recipe's learning_rate. Bit for bit what
+/// LambdaLR over diffusers' lambda gives in double. Throws Error(usage) for an unknown name.
+double learning_rate(const LrSchedulerOptions& options, double base, int64_t update);
+
+}  // namespace lorashard

@@ -1,0 +1,35 @@
+// What a run says of itself: metrics.jsonl (one JSON line a step), TensorBoard event files, the progress line. Rank 0 writes.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace lorashard {
+
+struct StepMetrics {
+  int64_t global_step = 0;  ///< from 1
+  double epoch = 0;         ///< images seen / images in the pack
+  double loss = 0, lr = 0, grad_norm = 0;
+  bool skipped = false;
+  double step_ms = 0, data_wait_ms = 0;  ///< of this rank
+  double images_per_second = 0;          ///< of all ranks
+  double wall_s = 0;                     ///< monotonic, since this process group started
+};
+
+class Metrics {
+ public:
+  /// Cuts the lines of metrics.jsonl after `first_step` (a resume), opens the event file. `report_to` holds "tensorboard" or nothing.
+  Metrics(const std::filesystem::path& output_dir, const std::vector<std::string>& report_to, const std::string& logging_dir,
+          int64_t first_step, int64_t max_train_steps);
+  ~Metrics();
+  void write(const StepMetrics& metrics);
+  void flush();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lorashard

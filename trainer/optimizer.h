@@ -1,0 +1,32 @@
+// AdamW on the adapter's one flat tensor: at::_fused_adamw_, the same update as torch.optim.AdamW. Clipping beside it.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+namespace lorashard {
+
+struct AdamWOptions {
+  double beta1 = 0.9, beta2 = 0.999, weight_decay = 1e-2, epsilon = 1e-8;
+};
+
+class AdamW {
+ public:
+  /// `parameters`: fp32 [P], updated in place by step().
+  AdamW(at::Tensor parameters, const AdamWOptions& options);
+  void step(const at::Tensor& gradient, double learning_rate);
+
+  /// What a checkpoint keeps. fp32 [P] each, and the number of updates applied.
+  at::Tensor exp_avg, exp_avg_sq;
+  int64_t updates = 0;
+
+ private:
+  at::Tensor parameters_, step_;
+  AdamWOptions options_;
+};
+
+/// The 2-norm of `gradient` (fp32 [P]); scales it by max_norm / (norm + 1e-6) where that is below 1 (torch.nn.utils.clip_grad_norm_).
+/// Pure function of the gradient: the same bits on every rank. Returns the norm before clipping.
+double clip_gradient(at::Tensor& gradient, double max_norm);
+
+}  // namespace lorashard

@@ -1,0 +1,95 @@
+// The recipe: every setting of a run. Keys are the flag names of diffusers' training scripts, in tables. trainer/recipe_fields.h
+// lists each key once (doc, check, identity or free); parsing, checking, printing, `--help` and docs/recipe_reference.md follow it.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lorashard {
+
+struct Recipe {
+  std::string task = "text_to_image";
+  std::string output_dir;
+  int64_t seed = 0;
+
+  struct Model {
+    std::string pretrained_model_name_or_path, variant, pretrained_vae_model_name_or_path, prediction_type;
+  } model;
+  struct Output {
+    std::vector<std::string> formats = {"diffusers"};
+  } output;
+  struct Lora {
+    int64_t rank = 4;
+    std::optional<double> lora_alpha;  ///< absent: rank
+    std::vector<std::string> target_modules = {"to_k", "to_q", "to_v", "to_out.0"};
+    std::string init = "gaussian";
+  } lora;
+  struct Data {
+    std::string train_data_dir;
+    int64_t resolution = 512;
+    bool center_crop = false, random_flip = false;
+    std::string image_interpolation_mode = "lanczos";
+    int64_t max_train_samples = 0;  ///< 0: all
+    int64_t dataloader_num_workers = 2;
+    std::string image_column = "file_name", caption_column = "text";
+    std::string on_bad_image = "stop";
+  } data;
+  struct Train {
+    int64_t train_batch_size = 1;
+    std::optional<int64_t> total_batch_size, gradient_accumulation_steps;
+    std::optional<int64_t> max_train_steps, num_train_epochs;
+    std::string mixed_precision = "no";
+    double max_grad_norm = 1.0;
+    bool deterministic = true;
+  } train;
+  struct Distributed {
+    int64_t threads_per_rank = 0;
+  } distributed;
+  struct Optimizer {
+    std::string optimizer = "adamw";
+    double learning_rate = 1e-4;
+    bool scale_lr = false;
+    double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_weight_decay = 1e-2, adam_epsilon = 1e-8;
+  } optimizer;
+  struct LrSchedule {
+    std::string lr_scheduler = "constant";
+    int64_t lr_warmup_steps = 0;
+    int64_t lr_num_cycles = 1;
+    double lr_power = 1.0;
+  } lr_scheduler;
+  struct Checkpoint {
+    int64_t checkpointing_steps = 500;
+    int64_t checkpoints_total_limit = 0;  ///< 0: keep all
+    std::string resume_from_checkpoint = "latest";  ///< "latest", "none" or a checkpoint folder
+  } checkpoint;
+  struct Report {
+    std::vector<std::string> report_to = {"tensorboard"};
+    std::string logging_dir = "logs";
+  } report;
+  struct Debug {
+    int64_t trace_steps = 0;
+  } debug;
+};
+
+/// Reads `path`, applies `overrides` ("table.key=value", the value as TOML), checks every key and the rules between keys.
+/// Throws Error(usage) with file, line and column, the nearest key for an unknown one, and what was expected.
+Recipe load_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides = {});
+Recipe parse_recipe(const std::string& toml_text, const std::string& name, const std::vector<std::string>& overrides = {});
+
+/// Fixes what depends on the start: total_batch_size from gradient_accumulation_steps and `world_size`, lora_alpha, max_train_steps
+/// from num_train_epochs and `num_samples`, threads_per_rank. Idempotent. Throws Error(usage) where they contradict each other.
+void resolve_recipe(Recipe& recipe, int world_size, int local_world_size, int64_t num_samples);
+
+/// The whole recipe as TOML, every value in it, in the order of the field list: recipe.toml of a run directory.
+std::string print_recipe(const Recipe& recipe);
+
+/// "table.key" -> value as TOML, of the keys marked identity (they change the arithmetic); for resume and agreement checks.
+std::vector<std::pair<std::string, std::string>> identity_values(const Recipe& recipe);
+
+/// docs/recipe_reference.md, and one table of it for `lorashard help recipe`.
+std::string recipe_reference_markdown();
+
+}  // namespace lorashard
