@@ -1,0 +1,17 @@
+// The subcommands: each is one file of this folder that adds its options to the program and the work to do when it is chosen.
+// The work runs inside CLI11's callback and throws Error like everything else.
+#pragma once
+#include <CLI/CLI.hpp>
+
+#include "dist/world.h"
+
+namespace lorashard {
+
+void add_pack_command(CLI::App& app);       // launch/pack.cpp
+void add_train_command(CLI::App& app);      // launch/train.cpp
+void add_launch_command(CLI::App& app);     // launch/launch.cpp
+void add_inspect_command(CLI::App& app);    // launch/inspect.cpp
+void add_report_command(CLI::App& app);     // launch/report.cpp
+void add_init_base_command(CLI::App& app);  // launch/init_base.cpp
+
+}  // namespace lorashard
