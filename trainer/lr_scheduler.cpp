@@ -1,0 +1,82 @@
+#include "trainer/lr_scheduler.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "dist/error.h"
+
+namespace lorashard {
+namespace {
+
+// The order of the operations below is diffusers' own: it decides the last bit.
+
+double warmup(int64_t update, int64_t warmup_steps) {
+  return double(update) / double(std::max<int64_t>(1, warmup_steps));
+}
+
+double progress_after_warmup(const LrSchedulerOptions& o, int64_t update) {
+  return double(update - o.warmup_steps) / double(std::max<int64_t>(1, o.max_train_steps - o.warmup_steps));
+}
+
+double linear(const LrSchedulerOptions& o, int64_t update) {
+  if (update < o.warmup_steps) return warmup(update, o.warmup_steps);
+  const double left =
+      double(o.max_train_steps - update) / double(std::max<int64_t>(1, o.max_train_steps - o.warmup_steps));
+  return std::max(0.0, left);
+}
+
+double cosine(const LrSchedulerOptions& o, int64_t update) {
+  if (update < o.warmup_steps) return warmup(update, o.warmup_steps);
+  // diffusers gives num_cycles to cosine_with_restarts only; half a period is its default here.
+  const double num_cycles = 0.5;
+  const double angle = std::numbers::pi * num_cycles * 2.0 * progress_after_warmup(o, update);
+  return std::max(0.0, 0.5 * (1.0 + std::cos(angle)));
+}
+
+double cosine_with_restarts(const LrSchedulerOptions& o, int64_t update) {
+  if (update < o.warmup_steps) return warmup(update, o.warmup_steps);
+  const double progress = progress_after_warmup(o, update);
+  if (progress >= 1.0) return 0.0;
+  const double in_cycle = std::fmod(double(o.num_cycles) * progress, 1.0);
+  return std::max(0.0, 0.5 * (1.0 + std::cos(std::numbers::pi * in_cycle)));
+}
+
+double polynomial(const LrSchedulerOptions& o, double base, int64_t update) {
+  const double lr_end = 1e-7;
+  if (!(base > lr_end)) {
+    throw Error(
+        ErrorKind::usage,
+        fmt::format("lr_scheduler 'polynomial' ends at {}: expected a learning_rate above it, got {}", lr_end, base),
+        "raise optimizer.learning_rate or choose another lr_scheduler");
+  }
+  if (update < o.warmup_steps) return warmup(update, o.warmup_steps);
+  // diffusers divides by zero at the end of a run that is all warmup; the end rate is what its next step gives.
+  if (update > o.max_train_steps || o.max_train_steps == o.warmup_steps) return lr_end / base;
+  const double decay_steps = double(o.max_train_steps - o.warmup_steps);
+  const double remaining = 1.0 - double(update - o.warmup_steps) / decay_steps;
+  return ((base - lr_end) * std::pow(remaining, o.power) + lr_end) / base;
+}
+
+double factor(const LrSchedulerOptions& o, double base, int64_t update) {
+  if (o.name == "constant") return 1.0;
+  if (o.name == "constant_with_warmup") return update < o.warmup_steps ? warmup(update, o.warmup_steps) : 1.0;
+  if (o.name == "linear") return linear(o, update);
+  if (o.name == "cosine") return cosine(o, update);
+  if (o.name == "cosine_with_restarts") return cosine_with_restarts(o, update);
+  if (o.name == "polynomial") return polynomial(o, base, update);
+  throw Error(ErrorKind::usage,
+              fmt::format("lr_scheduler '{}': expected constant, constant_with_warmup, linear, cosine, "
+                          "cosine_with_restarts or polynomial",
+                          o.name));
+}
+
+}  // namespace
+
+double learning_rate(const LrSchedulerOptions& options, double base, int64_t update) {
+  return base * factor(options, base, update);
+}
+
+}  // namespace lorashard
