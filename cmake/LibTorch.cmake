@@ -23,7 +23,7 @@ foreach(_name c10 torch_cpu)
   set_target_properties(lorashard_${_name} PROPERTIES IMPORTED_LOCATION "${LORASHARD_TORCH_DIR}/lib/lib${_name}.so")
 endforeach()
 add_library(lorashard_torch INTERFACE)
-target_include_directories(lorashard_torch SYSTEM INTERFACE
+target_include_directories(lorashard_torch SYSTEM INTERFACE "${CMAKE_BINARY_DIR}/fmt_first"
   "${LORASHARD_TORCH_DIR}/include" "${LORASHARD_TORCH_DIR}/include/torch/csrc/api/include")
 target_link_libraries(lorashard_torch INTERFACE lorashard_fmt lorashard_torch_cpu lorashard_c10)
 # libtorch_cpu needs libcudart and libcupti even where no GPU is: they lie beside it in the environment.
