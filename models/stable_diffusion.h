@@ -21,6 +21,10 @@ struct StableDiffusion {
   std::shared_ptr<AutoencoderKL> vae;
   std::shared_ptr<UNet2DConditionModel> unet;
   std::shared_ptr<DDPMScheduler> noise_scheduler;
+  at::ScalarType dtype = at::kFloat;  ///< of the frozen weights
+
+  /// Pixels a latent: 8 for four VAE blocks.
+  int64_t vae_scale_factor() const { return int64_t{1} << (vae->config().block_out_channels.size() - 1); }
 };
 
 struct StableDiffusionOptions {

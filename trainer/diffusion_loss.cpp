@@ -9,7 +9,8 @@ DiffusionLoss diffusion_loss(const StableDiffusion& base, const Conditioning& co
   DiffusionLoss out;
   out.noisy_latents = base.noise_scheduler->add_noise(latents, batch.noise, batch.timesteps);
   out.target = base.noise_scheduler->target(latents, batch.noise, batch.timesteps);
-  out.model_pred = base.unet->forward(out.noisy_latents, batch.timesteps, conditioning.encoder_hidden_states);
+  out.model_pred =
+      base.unet->forward(out.noisy_latents.to(base.dtype), batch.timesteps, conditioning.encoder_hidden_states);
   // In fp32 whatever the compute type, as the reference scripts do.
   out.loss = at::mse_loss(out.model_pred.to(at::kFloat), out.target.to(at::kFloat));
   return out;

@@ -1,34 +1,39 @@
-// trace.safetensors: every intermediate of the first steps of a run, so that anyone can audit the arithmetic (names: design,
-// docs/determinism.md). Filled on every rank, gathered over ranks at the end of the traced steps, written by rank 0.
+// trace.safetensors: every intermediate of the first steps of a run, so that anyone can audit the arithmetic (names: docs/
+// determinism.md). Filled on every rank, gathered over the ranks after the traced steps, written by rank 0.
 #pragma once
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <filesystem>
 #include <string>
-#include <vector>
 
+#include "data/data_loader.h"
 #include "dist/communicator.h"
 #include "models/lora.h"
 #include "models/safetensors.h"
+#include "trainer/conditioning.h"
+#include "trainer/diffusion_loss.h"
 
 namespace lorashard {
 
 class Trace {
  public:
-  /// Records the steps [first_step, first_step + trace_steps). trace_steps 0 records nothing and costs nothing.
+  /// Records the steps [first_step, first_step + trace_steps). With trace_steps 0 every call below does nothing.
   Trace(int64_t first_step, int64_t trace_steps);
   bool records(int64_t step) const { return step >= first_step_ && step < first_step_ + trace_steps_; }
+  int64_t first_step() const { return first_step_; }
 
-  void init(const std::vector<LoraParameter>& parameters);  ///< init/<key>
-  /// step{k}/micro{m}/<name>; floating tensors are kept as fp32, copied.
-  void micro_batch(int64_t step, int64_t m, const std::string& name, const at::Tensor& value);
-  void step(int64_t step, const std::string& name, const at::Tensor& value);  ///< step{k}/<name>
+  void init(const LoraAdapter& adapter);  ///< init/<key>: the parameters before the first traced step
+  void micro_batch(int64_t step, const Batch& batch, const Conditioning& conditioning, const DiffusionLoss& out);
+  void gradient(int64_t step, const LoraAdapter& adapter, const at::Tensor& mean_gradient);  ///< before clipping
+  void update(int64_t step, const LoraAdapter& adapter, double grad_norm, double lr);        ///< after the update
 
-  /// After the last traced step (or at the end of a shorter run): gathers over the ranks and writes `path` on rank 0. Collective.
-  void write(const std::filesystem::path& path, const Metadata& metadata, Communicator& communicator);
+  /// Gathers over the ranks and writes `path` on rank 0; the metadata gives alpha/rank of each key. Collective.
+  void write(const std::filesystem::path& path, const LoraAdapter& adapter, Communicator& communicator);
 
  private:
+  void record(const std::string& name, const at::Tensor& value);
+
   int64_t first_step_, trace_steps_;
   StateDict tensors_;
 };

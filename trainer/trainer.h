@@ -1,23 +1,73 @@
-// A run: built in order from a resolved recipe, then train(). trainer.cpp's train_step() is the whole of training, top to bottom.
+// A run: built in order from a recipe, then train(). Three files explain a run: launch/train.cpp, this one with its .cpp, and
+// trainer/diffusion_loss.cpp.
 #pragma once
+#include <filesystem>
 #include <memory>
+#include <optional>
+#include <string>
 
+#include "data/data_loader.h"
+#include "data/pack.h"
 #include "dist/communicator.h"
+#include "dist/reduction.h"
+#include "models/lora.h"
+#include "models/stable_diffusion.h"
+#include "trainer/checkpoint.h"
+#include "trainer/metrics.h"
+#include "trainer/optimizer.h"
 #include "trainer/recipe.h"
+#include "trainer/trace.h"
 
 namespace lorashard {
 
 class Trainer {
  public:
-  /// Collective over `communicator`, which must outlive it. Throws before step 0 for everything that can be known then.
-  Trainer(const Recipe& recipe, Communicator& communicator);
+  /// Opens the pack and the base, finds the checkpoint to resume from, and builds every part. Collective over `communicator`, which
+  /// must outlive it. Whatever can be known to be wrong before step 0 is thrown here, on every rank.
+  Trainer(Recipe recipe, Communicator& communicator);
   ~Trainer();
-  /// Runs to max_train_steps; writes checkpoints, metrics, trace and the adapter.
+
+  /// Runs to max_train_steps; writes checkpoints, metrics, trace and at the end the adapter. Throws Error(stopped) after a
+  /// checkpoint when a stop was requested, Error(non_finite) after 8 skipped steps in a row.
   void train();
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  void open_pack();
+  void find_checkpoint();
+  void resolve();
+  void load_base();
+  void inject_lora();
+  void restore();
+  void start_loader();
+
+  /// One optimizer step over all ranks: trainer.cpp, top to bottom.
+  StepMetrics train_step(int64_t step);
+  void save_checkpoint(int64_t global_step);
+  void write_trace();
+  void refuse_if_diverged() const;
+  bool is_main() const { return communicator_.world().rank == 0; }
+
+  Recipe recipe_;
+  Communicator& communicator_;
+  std::filesystem::path output_dir_;
+
+  std::unique_ptr<Pack> pack_;
+  std::optional<TrainingState> resumed_;
+  std::string checkpoint_;  // the folder resumed_ came from
+  StableDiffusion base_;
+  std::string base_hash_;
+  LoraAdapter adapter_;
+
+  int64_t num_micro_batches_ = 0;  // M of an optimizer step, over all ranks
+  int64_t num_samples_ = 0;        // rows trained on
+  int64_t global_step_ = 0;
+  int64_t skipped_in_a_row_ = 0;
+  std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<GradientReduction> reduction_;
+  std::unique_ptr<DataLoader> loader_;
+  std::unique_ptr<Metrics> metrics_;  // rank 0
+  std::unique_ptr<Trace> trace_;
+  int64_t micro_batches_per_step_ = 0;  // of this rank
 };
 
 }  // namespace lorashard

@@ -1,0 +1,20 @@
+// The adapter as other programs load it: pytorch_lora_weights.safetensors. Called by one rank.
+#pragma once
+#include <filesystem>
+
+#include "models/lora.h"
+#include "models/safetensors.h"
+
+namespace lorashard {
+
+/// The adapter in diffusers' layout. Throws Error(non_finite) naming the key when any value is NaN or infinite: such an adapter
+/// is never published.
+StateDict publishable(const LoraAdapter& adapter);
+
+/// Writes `folder`/pytorch_lora_weights.safetensors durably, reads it back and compares every value. Error(io).
+void export_adapter(const LoraAdapter& adapter, const std::filesystem::path& folder);
+
+/// The metadata of that file.
+Metadata adapter_metadata();
+
+}  // namespace lorashard

@@ -1,0 +1,19 @@
+// What a run that goes on from a checkpoint takes from it, and what it refuses to go on with.
+#pragma once
+#include <string>
+
+#include "trainer/checkpoint.h"
+#include "trainer/recipe.h"
+
+namespace lorashard {
+
+/// Before resolve_recipe(): where the recipe leaves total_batch_size, max_train_steps or the scaled learning rate to be derived from
+/// the rank count, takes what the first start derived, so that a resume on other ranks keeps them.
+void adopt_resolved_values(Recipe& recipe, const TrainingState& saved);
+
+/// After resolve_recipe(): throws Error(usage) naming the first identity key (with both values), or the pack or the base, that is
+/// not the checkpoint's.
+void require_same_run(const Recipe& recipe, const std::string& pack_hash, const std::string& base_hash,
+                      const TrainingState& saved, const std::string& checkpoint);
+
+}  // namespace lorashard

@@ -1,0 +1,145 @@
+#include "trainer/trainer.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "dist/agreement.h"
+#include "dist/durable_file.h"
+#include "dist/error.h"
+#include "dist/log.h"
+#include "dist/stop_request.h"
+#include "trainer/conditioning.h"
+#include "trainer/diffusion_loss.h"
+#include "trainer/export.h"
+#include "trainer/lr_scheduler.h"
+
+namespace lorashard {
+namespace {
+
+constexpr int64_t kMaxSkippedInARow = 8;
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+Trainer::~Trainer() = default;
+
+void Trainer::train() {
+  const auto start = std::chrono::steady_clock::now();
+  const int64_t max_train_steps = *recipe_.train.max_train_steps;
+  const int64_t first_step = global_step_;
+  while (global_step_ < max_train_steps) {
+    StepMetrics metrics = train_step(global_step_);
+    ++global_step_;
+    metrics.global_step = global_step_;
+    metrics.wall_s = seconds_since(start);
+    if (metrics_) metrics_->write(metrics);
+    if (recipe_.debug.trace_steps > 0 && !trace_->records(global_step_) && trace_->records(global_step_ - 1)) write_trace();
+    refuse_if_diverged();
+
+    const bool stop = any_rank(communicator_, stop_requested());
+    const bool due = global_step_ % recipe_.checkpoint.checkpointing_steps == 0;
+    if (due || stop || global_step_ == max_train_steps) save_checkpoint(global_step_);
+    if (stop && global_step_ < max_train_steps) {
+      throw AgreedError(Error(ErrorKind::stopped, fmt::format("stopped on request after step {} of {}, with a checkpoint",
+                                                              global_step_, max_train_steps),
+                              "start the same command again to go on"));
+    }
+  }
+  if (trace_->records(global_step_ - 1) && global_step_ > first_step) write_trace();
+  if (metrics_) metrics_->flush();
+  run_agreed(communicator_, "exporting the adapter", [&] {
+    if (is_main()) export_adapter(adapter_, output_dir_);
+  });
+}
+
+StepMetrics Trainer::train_step(int64_t step) {
+  const auto start = std::chrono::steady_clock::now();
+  StepMetrics metrics;
+
+  // 1. This rank's micro-batches. Each is a pure function of its number, whoever runs it.
+  for (int64_t i = 0; i < micro_batches_per_step_; ++i) {
+    const Batch batch = loader_->next();
+    metrics.data_wait_ms += batch.wait_ms;
+
+    // 2. Pictures and captions to latents and text embeddings; noise; prediction; loss.
+    const Conditioning conditioning = encode(base_, batch, recipe_.train.deterministic);
+    const DiffusionLoss out = diffusion_loss(base_, conditioning, batch);
+
+    // 3. Backward: gradients of the adapter alone, into its one flat tensor; then into the sum that order can't change.
+    adapter_.flat_gradients().zero_();
+    out.loss.backward();
+    reduction_->add(adapter_.flat_gradients(), out.loss.item<double>());
+    trace_->micro_batch(step, batch, conditioning, out);
+  }
+
+  // 4. One message: the sum over all ranks, and with it whether any micro-batch was not finite.
+  GradientReduction::Result reduced = reduction_->reduce(communicator_);
+  metrics.loss = reduced.mean_loss;
+  metrics.skipped = reduced.skipped;
+  metrics.lr = learning_rate({.name = recipe_.lr_scheduler.lr_scheduler,
+                              .warmup_steps = recipe_.lr_scheduler.lr_warmup_steps,
+                              .max_train_steps = *recipe_.train.max_train_steps,
+                              .num_cycles = recipe_.lr_scheduler.lr_num_cycles,
+                              .power = recipe_.lr_scheduler.lr_power},
+                             recipe_.optimizer.learning_rate, optimizer_->updates);
+
+  // 5. Every rank applies the same update. A skipped step consumes its micro-batches and changes nothing else.
+  trace_->gradient(step, adapter_, reduced.mean_gradient);
+  if (reduced.skipped) {
+    ++skipped_in_a_row_;
+    metrics.grad_norm = std::nan("");
+  } else {
+    skipped_in_a_row_ = 0;
+    metrics.grad_norm = clip_gradient(reduced.mean_gradient, recipe_.train.max_grad_norm);
+    optimizer_->step(reduced.mean_gradient, metrics.lr);
+  }
+  trace_->update(step, adapter_, metrics.grad_norm, metrics.lr);
+
+  const double seconds = seconds_since(start);
+  metrics.step_ms = seconds * 1e3;
+  metrics.images_per_second = static_cast<double>(*recipe_.train.total_batch_size) / seconds;
+  metrics.epoch = static_cast<double>((step + 1) * *recipe_.train.total_batch_size) / static_cast<double>(num_samples_);
+  return metrics;
+}
+
+void Trainer::refuse_if_diverged() const {
+  if (skipped_in_a_row_ < kMaxSkippedInARow) return;
+  throw AgreedError(Error(ErrorKind::non_finite,
+                          fmt::format("training: the gradients of {} steps in a row, up to step {}, were not finite",
+                                      skipped_in_a_row_, global_step_),
+                          "lower learning_rate, or use mixed_precision = \"no\"; the checkpoints before are whole"));
+}
+
+void Trainer::save_checkpoint(int64_t global_step) {
+  run_agreed(communicator_, fmt::format("writing checkpoint-{}", global_step), [&] {
+    if (!is_main()) return;
+    TrainingState state;
+    state.global_step = global_step;
+    state.updates = optimizer_->updates;
+    state.skipped_in_a_row = skipped_in_a_row_;
+    state.parameters = adapter_.flat_parameters();
+    state.exp_avg = optimizer_->exp_avg;
+    state.exp_avg_sq = optimizer_->exp_avg_sq;
+    state.recipe = print_recipe(recipe_);
+    state.pack_hash = pack_->hash();
+    state.base_hash = base_hash_;
+    for (const LoraParameter& p : adapter_.parameters()) state.parameter_keys.push_back(fmt::format("{} {}x{}", p.key, p.value.size(0), p.value.size(1)));
+    const auto folder = write_checkpoint(output_dir_, state, publishable(adapter_), adapter_metadata());
+    remove_old_checkpoints(output_dir_, recipe_.checkpoint.checkpoints_total_limit, folder);
+    metrics_->flush();
+    log::info("step {}: wrote '{}'", global_step, folder.string());
+  });
+}
+
+void Trainer::write_trace() {
+  const std::string name = resumed_ ? fmt::format("trace-{}.safetensors", trace_->first_step()) : "trace.safetensors";
+  trace_->write(output_dir_ / name, adapter_, communicator_);
+}
+
+}  // namespace lorashard

@@ -1,0 +1,192 @@
+// How a Trainer is built: pack, checkpoint, recipe, base, adapter, state, loader, in this order.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "dist/agreement.h"
+#include "dist/durable_file.h"
+#include "dist/error.h"
+#include "dist/log.h"
+#include "trainer/resume.h"
+#include "trainer/trainer.h"
+
+namespace lorashard {
+namespace {
+
+void refuse_fp16_without_gpu(const Recipe& recipe) {
+  if (recipe.train.mixed_precision != "fp16") return;
+  throw Error(ErrorKind::usage, "starting the training: mixed_precision = \"fp16\" needs a GPU, and this version trains on CPUs only",
+              "use \"bf16\" or \"no\": --set train.mixed_precision=bf16");
+}
+
+void prepare_output_dir(const std::filesystem::path& output_dir) {
+  std::error_code error;
+  std::filesystem::create_directories(output_dir, error);
+  const std::string doing = fmt::format("preparing the output folder '{}'", output_dir.string());
+  if (error) throw Error(ErrorKind::io, fmt::format("{}: {}", doing, error.message()), "choose an output_dir that can be written");
+  write_durably(output_dir / ".writable", std::string_view());
+  std::filesystem::remove(output_dir / ".writable", error);
+}
+
+}  // namespace
+
+Trainer::Trainer(Recipe recipe, Communicator& communicator)
+    : recipe_(std::move(recipe)), communicator_(communicator), output_dir_(recipe_.output_dir) {
+  require_same(communicator_, "the recipe", print_recipe(recipe_));
+  run_agreed(communicator_, "starting the training", [&] {
+    refuse_fp16_without_gpu(recipe_);
+    if (is_main()) prepare_output_dir(output_dir_);
+  });
+  open_pack();
+  find_checkpoint();
+  resolve();
+  run_agreed(communicator_, "loading the base model", [&] { load_base(); });
+  require_same(communicator_, "the base model", base_hash_);
+  run_agreed(communicator_, "building the adapter", [&] {
+    inject_lora();
+    restore();
+  });
+  run_agreed(communicator_, "opening the run directory", [&] {
+    if (!is_main()) return;
+    write_durably(output_dir_ / "recipe.toml", print_recipe(recipe_));
+    metrics_ = std::make_unique<Metrics>(output_dir_, recipe_.report.report_to, recipe_.report.logging_dir, global_step_,
+                                         *recipe_.train.max_train_steps);
+  });
+  start_loader();
+}
+
+void Trainer::open_pack() {
+  std::filesystem::path folder = recipe_.data.train_data_dir;
+  run_agreed(communicator_, "opening the training data", [&] {
+    if (!std::filesystem::is_directory(folder)) {
+      throw Error(ErrorKind::usage, fmt::format("opening the training data: 'data.train_data_dir' = '{}' is no folder", folder.string()),
+                  "give a folder of pictures, or one made by: lorashard pack SOURCE --out DIR");
+    }
+  });
+  if (!is_pack(folder)) {
+    const std::filesystem::path source = folder;
+    folder = output_dir_ / "pack";
+    run_agreed(communicator_, "packing the training data", [&] {
+      if (!is_main() || is_pack(folder)) return;
+      log::info("'{}' is a folder of pictures: packing it into '{}'", source.string(), folder.string());
+      PackOptions options;
+      options.folder.image_column = recipe_.data.image_column;
+      options.folder.caption_column = recipe_.data.caption_column;
+      options.on_bad_image = recipe_.data.on_bad_image == "skip" ? OnBadImage::skip : OnBadImage::stop;
+      pack_images(source, folder, options);
+    });
+  }
+  run_agreed(communicator_, "opening the training data", [&] {
+    pack_ = std::make_unique<Pack>(folder);
+    num_samples_ = pack_->num_samples();
+    if (recipe_.data.max_train_samples > 0) num_samples_ = std::min(num_samples_, recipe_.data.max_train_samples);
+  });
+  require_same(communicator_, "the pack", pack_->hash());
+}
+
+void Trainer::find_checkpoint() {
+  const std::string& wanted = recipe_.checkpoint.resume_from_checkpoint;
+  std::string found;
+  run_agreed(communicator_, "looking for a checkpoint", [&] {
+    if (!is_main()) return;
+    if (wanted != "latest" && wanted != "none") {
+      found = wanted;
+    } else if (const auto newest = newest_checkpoint(output_dir_)) {
+      if (wanted == "none") {
+        throw Error(ErrorKind::usage, fmt::format("starting the training anew: '{}' holds checkpoints of an earlier run", output_dir_.string()),
+                    "choose another output_dir, remove it, or go on with resume_from_checkpoint = \"latest\"");
+      }
+      found = newest->string();
+    }
+  });
+  checkpoint_ = communicator_.all_gather(found)[0];
+  if (checkpoint_.empty()) return;
+  run_agreed(communicator_, "reading the checkpoint", [&] { resumed_ = read_checkpoint(checkpoint_); });
+}
+
+void Trainer::resolve() {
+  const World& world = communicator_.world();
+  run_agreed(communicator_, "resolving the recipe", [&] {
+    if (resumed_) adopt_resolved_values(recipe_, *resumed_);
+    resolve_recipe(recipe_, world.world_size, world.local_world_size, num_samples_);
+  });
+  at::set_num_threads(static_cast<int>(recipe_.distributed.threads_per_rank));
+  num_micro_batches_ = *recipe_.train.total_batch_size / recipe_.train.train_batch_size;
+  if (world.world_size > num_micro_batches_) {
+    log::info("{} of the {} ranks have nothing to do: a step has only {} micro-batches (total_batch_size {} / train_batch_size {})",
+              world.world_size - num_micro_batches_, world.world_size, num_micro_batches_, *recipe_.train.total_batch_size,
+              recipe_.train.train_batch_size);
+  }
+}
+
+void Trainer::load_base() {
+  StableDiffusionOptions options;
+  options.variant = recipe_.model.variant;
+  options.vae_folder = recipe_.model.pretrained_vae_model_name_or_path;
+  options.prediction_type = recipe_.model.prediction_type;
+  options.dtype = recipe_.train.mixed_precision == "bf16" ? at::kBFloat16 : at::kFloat;
+  base_ = load_stable_diffusion(recipe_.model.pretrained_model_name_or_path, options);
+  base_hash_ = base_model_hash(recipe_.model.pretrained_model_name_or_path, options);
+
+  const int64_t multiple = base_.vae_scale_factor() << (base_.unet->config().block_out_channels.size() - 1);
+  if (recipe_.data.resolution % multiple != 0) {
+    throw Error(ErrorKind::usage, fmt::format("checking the recipe against the base model: 'data.resolution' = {} is not a multiple of {}",
+                                              recipe_.data.resolution, multiple),
+                "the UNet halves the latents several times; choose the nearest multiple");
+  }
+}
+
+void Trainer::inject_lora() {
+  adapter_.add("unet", *base_.unet,
+               {.rank = recipe_.lora.rank, .alpha = *recipe_.lora.lora_alpha, .target_modules = recipe_.lora.target_modules});
+  adapter_.allocate(static_cast<uint64_t>(recipe_.seed));
+  log::info("adapter: {} layers, {} parameters", adapter_.modules().size(), adapter_.num_parameters());
+}
+
+void Trainer::restore() {
+  optimizer_ = std::make_unique<AdamW>(adapter_.flat_parameters(),
+                                       AdamWOptions{.beta1 = recipe_.optimizer.adam_beta1,
+                                                    .beta2 = recipe_.optimizer.adam_beta2,
+                                                    .weight_decay = recipe_.optimizer.adam_weight_decay,
+                                                    .epsilon = recipe_.optimizer.adam_epsilon});
+  reduction_ = std::make_unique<GradientReduction>(adapter_.num_parameters(), num_micro_batches_, recipe_.train.deterministic);
+  if (resumed_) {
+    require_same_run(recipe_, pack_->hash(), base_hash_, *resumed_, checkpoint_);
+    LORASHARD_CHECK(resumed_->parameters.numel() == adapter_.num_parameters(), "{} parameters in '{}', {} in the model",
+                    resumed_->parameters.numel(), checkpoint_, adapter_.num_parameters());
+    at::NoGradGuard no_grad;
+    adapter_.flat_parameters().copy_(resumed_->parameters);
+    optimizer_->exp_avg.copy_(resumed_->exp_avg);
+    optimizer_->exp_avg_sq.copy_(resumed_->exp_avg_sq);
+    optimizer_->updates = resumed_->updates;
+    skipped_in_a_row_ = resumed_->skipped_in_a_row;
+    global_step_ = resumed_->global_step;
+    log::info("going on from '{}' at step {}", checkpoint_, global_step_);
+  }
+  trace_ = std::make_unique<Trace>(global_step_, recipe_.debug.trace_steps);
+  trace_->init(adapter_);
+}
+
+void Trainer::start_loader() {
+  const World& world = communicator_.world();
+  const int64_t latent_side = recipe_.data.resolution / base_.vae_scale_factor();
+  DataLoaderOptions options;
+  options.seed = static_cast<uint64_t>(recipe_.seed);
+  options.num_samples = num_samples_;
+  options.train_batch_size = recipe_.train.train_batch_size;
+  options.num_workers = static_cast<int>(recipe_.data.dataloader_num_workers);
+  options.transform = {.resolution = recipe_.data.resolution,
+                       .center_crop = recipe_.data.center_crop,
+                       .random_flip = recipe_.data.random_flip,
+                       .interpolation = parse_interpolation(recipe_.data.image_interpolation_mode)};
+  options.latent_channels = base_.vae->config().latent_channels;
+  options.latent_height = options.latent_width = latent_side;
+  options.num_train_timesteps = base_.noise_scheduler->config().num_train_timesteps;
+  options.tokenize = [tokenizer = base_.tokenizer](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
+  const MicroBatchSchedule schedule(num_micro_batches_, world.rank, world.world_size, global_step_, *recipe_.train.max_train_steps);
+  micro_batches_per_step_ = schedule.per_step();
+  loader_ = std::make_unique<DataLoader>(*pack_, options, schedule);
+}
+
+}  // namespace lorashard
