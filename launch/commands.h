@@ -3,9 +3,12 @@
 #pragma once
 #include <CLI/CLI.hpp>
 
-#include "dist/world.h"
-
 namespace lorashard {
+
+/// Thrown by a subcommand that has said all there is to say and ends the program with `code`.
+struct Exit {
+  int code;
+};
 
 void add_pack_command(CLI::App& app);       // launch/pack.cpp
 void add_train_command(CLI::App& app);      // launch/train.cpp

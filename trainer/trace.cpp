@@ -54,8 +54,7 @@ void Trace::gradient(int64_t step, const LoraAdapter& adapter, const at::Tensor&
 void Trace::update(int64_t step, const LoraAdapter& adapter, double grad_norm, double lr) {
   if (!records(step)) return;
   record(fmt::format("step{}/grad_norm", step), at::scalar_tensor(grad_norm, at::kFloat));
-  // The one exception to fp32: a learning rate is compared exactly.
-  tensors_[fmt::format("step{}/lr", step)] = at::scalar_tensor(lr, at::kDouble);
+  record(fmt::format("step{}/lr", step), at::scalar_tensor(lr, at::kFloat));
   for (const LoraParameter& p : adapter.parameters()) record(fmt::format("step{}/param/{}", step, p.key), p.value);
 }
 

@@ -1,0 +1,65 @@
+// lorashard train: this process is one rank of mpirun or srun, or the whole run when nothing started it.
+#include <memory>
+
+#include "dist/agreement.h"
+#include "dist/communicator.h"
+#include "dist/error.h"
+#include "dist/log.h"
+#include "dist/stop_request.h"
+#include "dist/world.h"
+#include "launch/commands.h"
+#include "trainer/recipe.h"
+#include "trainer/trainer.h"
+
+namespace lorashard {
+namespace {
+
+void train(const std::string& recipe_path, const std::vector<std::string>& overrides, const World& world) {
+  const std::unique_ptr<Communicator> communicator = make_cpu_communicator(world);
+  install_stop_handlers();
+  Recipe recipe;
+  run_agreed(*communicator, "reading the recipe", [&] { recipe = load_recipe(recipe_path, overrides); });
+  Trainer trainer(recipe, *communicator);
+  trainer.train();
+}
+
+// An error all ranks know of ends them together. One that a rank met alone would leave the others waiting for it: it takes them down.
+void train_as_rank(const std::string& recipe_path, const std::vector<std::string>& overrides) {
+  MpiSession session(nullptr, nullptr);
+  log::set_rank(session.world().rank, session.world().world_size);
+  try {
+    train(recipe_path, overrides, session.world());
+  } catch (const AgreedError&) {
+    throw;
+  } catch (const Error& error) {
+    if (session.world().world_size == 1) throw;
+    log::error("{}", error.what());
+    session.abort(exit_code(error.kind()));
+  } catch (const std::exception& error) {
+    if (session.world().world_size == 1) throw;
+    log::error("lorashard failed: {}", error.what());
+    session.abort(exit_code(ErrorKind::internal));
+  }
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app) {
+  struct Options {
+    std::string recipe;
+    std::vector<std::string> overrides;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("train", "train the adapter a recipe describes");
+  command->add_option("recipe", options->recipe, "TOML file; docs/recipe_reference.md lists every key")->required();
+  command->add_option("--set", options->overrides, "table.key=value: overrides a key of the recipe; may be given several times")
+      ->allow_extra_args(false);
+  command->footer(
+      "Alone it is one process; under mpirun or srun each process is one rank and they share the run:\n"
+      "  mpirun -n 4 lorashard train recipe.toml\n"
+      "The adapter, its checkpoints and metrics.jsonl are in the recipe's output_dir. Started again, it goes on from the\n"
+      "newest whole checkpoint, on any number of ranks. USR1, USR2, TERM or INT: a checkpoint, then exit 75.");
+  command->callback([options] { train_as_rank(options->recipe, options->overrides); });
+}
+
+}  // namespace lorashard
