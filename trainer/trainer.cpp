@@ -48,7 +48,8 @@ void Trainer::train() {
     if (stop && global_step_ < max_train_steps) {
       throw AgreedError(Error(ErrorKind::stopped, fmt::format("stopped on request after step {} of {}, with a checkpoint",
                                                               global_step_, max_train_steps),
-                              "start the same command again to go on"));
+                              "start the same command again to go on"),
+                        communicator_.world());
     }
   }
   if (trace_->records(global_step_ - 1) && global_step_ > first_step) write_trace();
@@ -113,7 +114,8 @@ void Trainer::refuse_if_diverged() const {
   throw AgreedError(Error(ErrorKind::non_finite,
                           fmt::format("training: the gradients of {} steps in a row, up to step {}, were not finite",
                                       skipped_in_a_row_, global_step_),
-                          "lower learning_rate, or use mixed_precision = \"no\"; the checkpoints before are whole"));
+                          "lower learning_rate, or use mixed_precision = \"no\"; the checkpoints before are whole"),
+                    communicator_.world());
 }
 
 void Trainer::save_checkpoint(int64_t global_step) {

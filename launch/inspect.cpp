@@ -1,0 +1,132 @@
+// lorashard inspect: what a file or folder is and holds, checked as far as asked.
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "data/pack.h"
+#include "dist/error.h"
+#include "launch/commands.h"
+#include "models/safetensors.h"
+#include "models/stable_diffusion.h"
+#include "trainer/checkpoint.h"
+
+namespace lorashard {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string shape_text(const at::Tensor& tensor) {
+  std::string text;
+  for (const int64_t size : tensor.sizes()) text += (text.empty() ? "" : "x") + std::to_string(size);
+  return text;
+}
+
+Json inspect_safetensors(const std::filesystem::path& path, bool all) {
+  const SafetensorsFile file(path);
+  Json tensors = Json::object();
+  int64_t parameters = 0, shown = 0;
+  for (const std::string& key : file.keys()) {
+    const at::Tensor tensor = file.tensor(key);
+    parameters += tensor.numel();
+    if (all || shown++ < 8) tensors[key] = fmt::format("{} {}", tensor.dtype().name(), shape_text(tensor));
+  }
+  Json out = {{"kind", "safetensors"}, {"path", path.string()}, {"num_tensors", file.keys().size()}, {"num_parameters", parameters}};
+  out["metadata"] = file.metadata();
+  out["tensors"] = std::move(tensors);
+  return out;
+}
+
+Json inspect_pack(const std::filesystem::path& path, bool verify) {
+  const Pack pack(path);
+  if (verify) pack.verify();
+  Json out = {{"kind", "pack"}, {"path", path.string()}, {"num_samples", pack.num_samples()}, {"hash", pack.hash()}};
+  out["every_byte_verified"] = verify;
+  Json first = Json::array();
+  for (int64_t row = 0; row < std::min<int64_t>(5, pack.num_samples()); ++row) {
+    const ImageSize size = pack.size(row);
+    first.push_back({{"row", row}, {"file_name", pack.file_name(row)}, {"size", fmt::format("{}x{}", size.width, size.height)},
+                     {"caption", pack.caption(row)}});
+  }
+  out["first_samples"] = std::move(first);
+  return out;
+}
+
+Json inspect_checkpoint(const std::filesystem::path& path) {
+  const TrainingState state = read_checkpoint(path);
+  return {{"kind", "checkpoint"},       {"path", path.string()},           {"whole", true},
+          {"global_step", state.global_step}, {"updates", state.updates}, {"num_parameters", state.parameters.numel()},
+          {"pack_hash", state.pack_hash}, {"base_hash", state.base_hash}};
+}
+
+Json inspect_run(const std::filesystem::path& path) {
+  Json out = {{"kind", "run"}, {"path", path.string()}};
+  const auto newest = newest_checkpoint(path);
+  out["newest_checkpoint"] = newest ? inspect_checkpoint(*newest) : Json();
+  const auto adapter = path / "pytorch_lora_weights.safetensors";
+  out["adapter"] = std::filesystem::exists(adapter) ? inspect_safetensors(adapter, false) : Json();
+  return out;
+}
+
+Json inspect_base(const std::filesystem::path& path) {
+  const StableDiffusion base = load_stable_diffusion(path);
+  int64_t unet = 0;
+  for (const auto& parameter : base.unet->parameters()) unet += parameter.numel();
+  return {{"kind", "base model"},
+          {"path", path.string()},
+          {"unet_parameters", unet},
+          {"cross_attention_dim", base.unet->config().cross_attention_dim},
+          {"prediction_type", base.noise_scheduler->config().prediction_type},
+          {"hash", base_model_hash(path)}};
+}
+
+Json inspect(const std::filesystem::path& path, bool verify, bool all) {
+  if (!std::filesystem::exists(path)) {
+    throw Error(ErrorKind::usage, fmt::format("inspecting '{}': there is no such file or folder", path.string()));
+  }
+  if (std::filesystem::is_regular_file(path)) return inspect_safetensors(path, all);
+  if (is_pack(path)) return inspect_pack(path, verify);
+  if (std::filesystem::exists(path / "manifest.json")) return inspect_checkpoint(path);
+  if (std::filesystem::exists(path / "recipe.toml")) return inspect_run(path);
+  if (std::filesystem::is_directory(path / "unet")) return inspect_base(path);
+  throw Error(ErrorKind::usage,
+              fmt::format("inspecting '{}': neither a safetensors file nor a pack, checkpoint, run or base model folder", path.string()),
+              "a folder of pictures becomes a pack with: lorashard pack SOURCE --out DIR");
+}
+
+void print_indented(const Json& value, const std::string& indent) {
+  for (const auto& [key, item] : value.items()) {
+    const std::string label = value.is_array() ? "-" : key + ":";
+    if (item.is_structured() && !item.empty()) {
+      std::cerr << indent << label << '\n';
+      print_indented(item, indent + "  ");
+    } else {
+      std::cerr << indent << label << ' ' << (item.is_string() ? item.get<std::string>() : item.dump()) << '\n';
+    }
+  }
+}
+
+}  // namespace
+
+void add_inspect_command(CLI::App& app) {
+  struct Options {
+    std::string path;
+    bool json = false, verify = false, all = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("inspect", "say what a file or folder is and holds");
+  command->add_option("path", options->path, "safetensors file, pack, checkpoint, run directory or base model")->required();
+  command->add_flag("--verify", options->verify, "read every byte of a pack and compare every hash (checkpoints always are)");
+  command->add_flag("--all", options->all, "every tensor of a safetensors file, not the first 8");
+  command->add_flag("--json", options->json, "JSON on stdout instead of text on stderr");
+  command->callback([options] {
+    const Json found = inspect(options->path, options->verify, options->all);
+    if (options->json) {
+      std::cout << found.dump(2) << '\n';
+    } else {
+      print_indented(found, "");
+    }
+  });
+}
+
+}  // namespace lorashard
