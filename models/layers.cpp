@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "models/lora_linear.h"
+
 namespace lorashard {
 namespace {
 
@@ -17,10 +19,7 @@ Linear::Linear(int64_t in_features, int64_t out_features, bool with_bias) {
 }
 
 at::Tensor Linear::forward(const at::Tensor& x) const {
-  at::Tensor y = at::linear(x, weight, bias);
-  if (!lora) return y;
-  const at::Tensor low = at::linear(at::linear(x.to(at::kFloat), lora->down), lora->up);
-  return y + (low * lora->scale).to(y.scalar_type());
+  return lora ? lora_linear(x, weight, bias, *lora) : at::linear(x, weight, bias);
 }
 
 Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, int64_t stride_, int64_t padding_)
