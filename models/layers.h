@@ -1,5 +1,6 @@
-// The leaves of every model: frozen layers whose weights arrive from a state dict. They allocate nothing that is touched
-// before load_state_dict() (pages of at::empty), so a full-size model is never in memory twice. Linear and Conv2d carry LoRA.
+// The leaves of every model: frozen layers whose weights arrive from a state dict. They allocate nothing that is
+// touched before load_state_dict() (pages of at::empty), so a full-size model is never in memory twice. Linear and
+// Conv2d carry LoRA.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
@@ -12,9 +13,9 @@ namespace lorashard {
 
 /// The low-rank pair of one layer: y += scale * up(down(x)). Views into the adapter's flat tensor.
 struct LoraPair {
-  at::Tensor down;  ///< fp32 [rank, in]
-  at::Tensor up;    ///< fp32 [out, rank]
-  double scale = 1; ///< alpha / rank
+  at::Tensor down;   ///< fp32 [rank, in]
+  at::Tensor up;     ///< fp32 [out, rank]
+  double scale = 1;  ///< alpha / rank
 };
 
 /// y = x W^T + b (+ LoRA). weight [out, in].

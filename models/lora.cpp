@@ -17,7 +17,8 @@ bool is_target(const std::string& path, const std::string& target) {
   return path == target || path.ends_with("." + target);
 }
 
-/// The end of `path` that serves as a target: its last word, with the one before where the last is a number ("to_out.0").
+/// The end of `path` that serves as a target: its last word, with the one before where the last is a number
+/// ("to_out.0").
 std::string target_of(const std::string& path) {
   size_t dot = path.rfind('.');
   if (dot != std::string::npos && dot > 0 && path.find_first_not_of("0123456789", dot + 1) == std::string::npos)
@@ -34,12 +35,14 @@ std::string target_of(const std::string& path) {
   }
   const std::string hint = fmt::format("linear layers there are: {}", fmt::join(targets, ", "));
   if (is_convolution)
-    throw Error(ErrorKind::usage,
-                fmt::format("adding LoRA to '{}': expected linear layers for target module '{}', found only convolutions",
-                            component, target),
-                hint);
+    throw Error(
+        ErrorKind::usage,
+        fmt::format("adding LoRA to '{}': expected linear layers for target module '{}', found only convolutions",
+                    component, target),
+        hint);
   throw Error(ErrorKind::usage,
-              fmt::format("adding LoRA to '{}': no layer's path ends with target module '{}'", component, target), hint);
+              fmt::format("adding LoRA to '{}': no layer's path ends with target module '{}'", component, target),
+              hint);
 }
 
 }  // namespace
@@ -75,7 +78,8 @@ void LoraAdapter::add(const std::string& component, torch::nn::Module& model, co
 }
 
 void LoraAdapter::allocate(uint64_t seed) {
-  LORASHARD_CHECK(!modules_.empty() && !flat_parameters_.defined(), "LoraAdapter::allocate() needs one add() before, once");
+  LORASHARD_CHECK(!modules_.empty() && !flat_parameters_.defined(),
+                  "LoraAdapter::allocate() needs one add() before, once");
   const LoraModule& last = modules_.back();
   const int64_t total = last.offset + last.rank * (last.layer->in_features() + last.layer->out_features());
   flat_parameters_ = at::zeros({total}, at::kFloat);

@@ -24,7 +24,7 @@ struct LoraModule {
   std::string path;       ///< "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
   int64_t rank = 0;
   double alpha = 0;
-  int64_t offset = 0;     ///< of `down` in the flat tensor; `up` follows it
+  int64_t offset = 0;  ///< of `down` in the flat tensor; `up` follows it
   Linear* layer = nullptr;
 };
 
@@ -36,11 +36,12 @@ struct LoraParameter {
 
 class LoraAdapter {
  public:
-  /// Adds a pair to every Linear of `model` whose path ends with a target (path == target or ends with "." + target), in the
-  /// order of named_modules(). Throws Error(usage) naming a target that no layer has. Call before allocate().
+  /// Adds a pair to every Linear of `model` whose path ends with a target (path == target or ends with "." + target),
+  /// in the order of named_modules(). Throws Error(usage) naming a target that no layer has. Call before allocate().
   void add(const std::string& component, torch::nn::Module& model, const LoraOptions& options);
   /// Makes the flat tensors, hands each layer its views, and draws down ~ N(0, 1/rank) (peft's "gaussian") from
-  /// Philox(seed, position of the module, lora_init); up = 0. Parameters require gradients; .grad is a view of flat_gradients().
+  /// Philox(seed, position of the module, lora_init); up = 0. Parameters require gradients; .grad is a view of
+  /// flat_gradients().
   void allocate(uint64_t seed);
 
   const std::vector<LoraModule>& modules() const { return modules_; }
