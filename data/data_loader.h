@@ -31,6 +31,7 @@ struct Batch {
 
 struct DataLoaderOptions {
   uint64_t seed = 0;
+  int64_t num_samples = 0;  ///< rows [0, num_samples) of the pack are trained on; 0: all
   int64_t train_batch_size = 1;
   int num_workers = 2;      ///< threads; 0 makes each batch inside next()
   int prefetch_batches = 4; ///< at most this many ready or in the making, so memory stays flat

@@ -1,6 +1,7 @@
 #include "dist/stop_request.h"
 
 #include <csignal>
+#include <initializer_list>
 
 namespace lorashard {
 namespace {
