@@ -1,5 +1,6 @@
 // Files that are whole or absent: written beside their place, synced, then put there by one rename.
 #pragma once
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -8,9 +9,13 @@
 namespace lorashard {
 
 /// Calls `write` with a temporary path in the same folder, then fsyncs it, renames it to `path` and fsyncs the
-/// folder. On any failure the temporary file is removed and Error(io) names `path`.
+/// folder. On any failure the temporary file is removed and Error(io) names `path`; an Error of another kind thrown by
+/// `write` goes through unchanged.
 void write_durably(const std::filesystem::path& path, const std::function<void(const std::filesystem::path&)>& write);
 void write_durably(const std::filesystem::path& path, std::string_view bytes);
+
+/// ".tmp-" and 16 hex digits that nobody else has: the end of a temporary name.
+std::string temporary_suffix();
 
 void fsync_file(const std::filesystem::path& path);    ///< Error(io) on failure
 void fsync_folder(const std::filesystem::path& path);  ///< Error(io) on failure

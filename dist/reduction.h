@@ -17,13 +17,13 @@ class GradientReduction {
   /// `num_parameters` elements on `device` CPU; `num_micro_batches` is M of an optimizer step over all ranks.
   GradientReduction(int64_t num_parameters, int64_t num_micro_batches, bool deterministic);
 
-  /// Adds one micro-batch: its flat fp32 gradient (any loss scale already in it is divided out by 1/loss_scale) and its
-  /// loss. A non-finite or out-of-range value (|q| > 2^62 / M) marks the step as skipped; nothing else is added then.
+  /// Adds one micro-batch: its flat fp32 gradient (`loss_scale`, a power of two, is divided out of it, exactly) and its
+  /// loss. A non-finite or out-of-range value (|q| > 2^62 / M) marks the step as skipped; no gradient is added then.
   void add(const at::Tensor& flat_gradient, double loss, double loss_scale = 1.0);
 
   struct Result {
     at::Tensor mean_gradient;  ///< [num_parameters] fp32, the mean over M micro-batches; a buffer reused each step
-    double mean_loss = 0;      ///< same bits for any rank count when deterministic
+    double mean_loss = 0;      ///< same bits for any rank count when deterministic; NaN when a loss was out of range
     bool skipped = false;      ///< some micro-batch on some rank was non-finite: the update must not happen
   };
   /// One all-reduce over the ranks, then the mean; clears the sums for the next step. Collective.

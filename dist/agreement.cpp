@@ -1,0 +1,95 @@
+#include "dist/agreement.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <optional>
+#include <sstream>
+#include <vector>
+
+#include "dist/error.h"
+#include "dist/sha256.h"
+
+namespace lorashard {
+namespace {
+
+// An outcome on the wire: empty for success, else kind (one character), message, NUL, hint.
+std::string to_wire(const Error& error) {
+  std::string wire(1, static_cast<char>('0' + static_cast<int>(error.kind())));
+  return wire + error.message() + '\0' + error.hint();
+}
+
+Error from_wire(const std::string& wire, const std::string& prefix) {
+  const size_t end = wire.find('\0');
+  LORASHARD_CHECK(!wire.empty() && end != std::string::npos, "an outcome of {} bytes", wire.size());
+  return Error(static_cast<ErrorKind>(wire[0] - '0'), prefix + wire.substr(1, end - 1), wire.substr(end + 1));
+}
+
+std::string outcome_of(const std::string& doing_what, const std::function<void()>& action) {
+  try {
+    action();
+    return "";
+  } catch (const Error& error) {
+    return to_wire(error);
+  } catch (const std::exception& error) {
+    return to_wire(Error(ErrorKind::internal, fmt::format("{}: {}", doing_what, error.what())));
+  } catch (...) {
+    return to_wire(Error(ErrorKind::internal, fmt::format("{}: an unknown exception", doing_what)));
+  }
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) lines.push_back(line);
+  return lines;
+}
+
+std::string first_difference(const std::string& a, const std::string& b, int rank_a, int rank_b) {
+  const auto lines_a = lines_of(a), lines_b = lines_of(b);
+  for (size_t i = 0; i < std::max(lines_a.size(), lines_b.size()); ++i) {
+    const std::string line_a = i < lines_a.size() ? "'" + lines_a[i] + "'" : "nothing";
+    const std::string line_b = i < lines_b.size() ? "'" + lines_b[i] + "'" : "nothing";
+    if (line_a != line_b) {
+      return fmt::format("line {}: {} on rank {}, {} on rank {}", i + 1, line_a, rank_a, line_b, rank_b);
+    }
+  }
+  return fmt::format("the last line's end: {} bytes on rank {}, {} on rank {}", a.size(), rank_a, b.size(), rank_b);
+}
+
+}  // namespace
+
+void run_agreed(Communicator& communicator, const std::string& doing_what, const std::function<void()>& action) {
+  const auto outcomes = communicator.all_gather(outcome_of(doing_what, action));
+  for (size_t rank = 0; rank < outcomes.size(); ++rank) {
+    if (outcomes[rank].empty()) continue;
+    const bool mine = static_cast<int>(rank) == communicator.world().rank;
+    throw from_wire(outcomes[rank], mine ? "" : fmt::format("rank {}: ", rank));
+  }
+}
+
+bool any_rank(Communicator& communicator, bool mine) {
+  at::Tensor count = at::full({1}, mine ? 1 : 0, at::kLong);
+  communicator.all_reduce_sum(count);
+  return count.item<int64_t>() > 0;
+}
+
+void require_same(Communicator& communicator, const std::string& what, const std::string& value) {
+  // Hashes first: the values may be long, and are the same nearly always.
+  const auto hashes = communicator.all_gather(sha256(value));
+  std::string others;
+  std::optional<size_t> first;
+  for (size_t rank = 1; rank < hashes.size(); ++rank) {
+    if (hashes[rank] == hashes[0]) continue;
+    if (!first) first = rank;
+    others += (others.empty() ? "" : ", ") + std::to_string(rank);
+  }
+  if (!first) return;
+  const auto values = communicator.all_gather(value);
+  throw Error(ErrorKind::usage,
+              fmt::format("{} differs between rank 0 and rank {}; first at {}", what, others,
+                          first_difference(values[0], values[*first], 0, static_cast<int>(*first))),
+              "start every rank with the same program, recipe and files");
+}
+
+}  // namespace lorashard
