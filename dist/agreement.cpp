@@ -63,8 +63,7 @@ void run_agreed(Communicator& communicator, const std::string& doing_what, const
   const auto outcomes = communicator.all_gather(outcome_of(doing_what, action));
   for (size_t rank = 0; rank < outcomes.size(); ++rank) {
     if (outcomes[rank].empty()) continue;
-    const bool mine = static_cast<int>(rank) == communicator.world().rank;
-    throw from_wire(outcomes[rank], mine ? "" : fmt::format("rank {}: ", rank));
+    throw AgreedError(from_wire(outcomes[rank], rank == 0 ? "" : fmt::format("rank {}: ", rank)), communicator.world());
   }
 }
 
@@ -86,10 +85,11 @@ void require_same(Communicator& communicator, const std::string& what, const std
   }
   if (!first) return;
   const auto values = communicator.all_gather(value);
-  throw Error(ErrorKind::usage,
-              fmt::format("{} differs between rank 0 and rank {}; first at {}", what, others,
-                          first_difference(values[0], values[*first], 0, static_cast<int>(*first))),
-              "start every rank with the same program, recipe and files");
+  throw AgreedError(Error(ErrorKind::usage,
+                          fmt::format("{} differs between rank 0 and rank {}; first at {}", what, others,
+                                      first_difference(values[0], values[*first], 0, static_cast<int>(*first))),
+                          "start every rank with the same program, recipe and files"),
+                    communicator.world());
 }
 
 }  // namespace lorashard

@@ -1,5 +1,6 @@
 // lorashard train: this process is one rank of mpirun or srun, or the whole run when nothing started it.
 #include <memory>
+#include <optional>
 
 #include "dist/agreement.h"
 #include "dist/communicator.h"
@@ -23,23 +24,27 @@ void train(const std::string& recipe_path, const std::vector<std::string>& overr
   trainer.train();
 }
 
-// An error all ranks know of ends them together. One that a rank met alone would leave the others waiting for it: it takes them down.
+// An error all ranks know of ends them together, after MPI_Finalize. One that a rank met alone would leave the others waiting for
+// it: it takes them down.
 void train_as_rank(const std::string& recipe_path, const std::vector<std::string>& overrides) {
-  MpiSession session(nullptr, nullptr);
-  log::set_rank(session.world().rank, session.world().world_size);
-  try {
-    train(recipe_path, overrides, session.world());
-  } catch (const AgreedError&) {
-    throw;
-  } catch (const Error& error) {
-    if (session.world().world_size == 1) throw;
-    log::error("{}", error.what());
-    session.abort(exit_code(error.kind()));
-  } catch (const std::exception& error) {
-    if (session.world().world_size == 1) throw;
-    log::error("lorashard failed: {}", error.what());
-    session.abort(exit_code(ErrorKind::internal));
+  std::optional<AgreedError> agreed;
+  {
+    MpiSession session(nullptr, nullptr);
+    const World& world = session.world();
+    log::set_rank(world.rank, world.world_size);
+    try {
+      train(recipe_path, overrides, world);
+    } catch (const AgreedError& error) {
+      agreed = error;
+    } catch (const Error& error) {
+      log::error("{}", error.what());
+      session.abort(exit_code(error.kind()));
+    } catch (const std::exception& error) {
+      log::error("lorashard failed: {}", error.what());
+      session.abort(exit_code(ErrorKind::internal));
+    }
   }
+  if (agreed) throw *agreed;
 }
 
 }  // namespace
