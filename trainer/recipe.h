@@ -1,5 +1,6 @@
-// The recipe: every setting of a run. Keys are the flag names of diffusers' training scripts, in tables. trainer/recipe_fields.h
-// lists each key once (doc, check, identity or free); parsing, checking, printing, `--help` and docs/recipe_reference.md follow it.
+// The recipe: every setting of a run. Keys are the flag names of diffusers' training scripts, in tables.
+// trainer/recipe_fields.h lists each key once (doc, check, identity or free); parsing, checking, printing, `lorashard
+// help recipe` and docs/recipe_reference.md follow it.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -62,7 +63,7 @@ struct Recipe {
   } lr_scheduler;
   struct Checkpoint {
     int64_t checkpointing_steps = 500;
-    int64_t checkpoints_total_limit = 0;  ///< 0: keep all
+    int64_t checkpoints_total_limit = 0;            ///< 0: keep all
     std::string resume_from_checkpoint = "latest";  ///< "latest", "none" or a checkpoint folder
   } checkpoint;
   struct Report {
@@ -74,22 +75,34 @@ struct Recipe {
   } debug;
 };
 
-/// Reads `path`, applies `overrides` ("table.key=value", the value as TOML), checks every key and the rules between keys.
-/// Throws Error(usage) with file, line and column, the nearest key for an unknown one, and what was expected.
+/// Reads `path`, applies `overrides` ("table.key=value", the value as TOML), checks every key and the rules between
+/// keys. Throws Error(usage) with file, line and column, the nearest key for an unknown one, and what was expected.
 Recipe load_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides = {});
-Recipe parse_recipe(const std::string& toml_text, const std::string& name, const std::vector<std::string>& overrides = {});
+Recipe parse_recipe(const std::string& toml_text, const std::string& name,
+                    const std::vector<std::string>& overrides = {});
 
-/// Fixes what depends on the start: total_batch_size from gradient_accumulation_steps and `world_size`, lora_alpha, max_train_steps
-/// from num_train_epochs and `num_samples`, threads_per_rank. Idempotent. Throws Error(usage) where they contradict each other.
+/// Fixes what depends on the start: total_batch_size from gradient_accumulation_steps and `world_size`, lora_alpha,
+/// max_train_steps from num_train_epochs and `num_samples`, threads_per_rank. Idempotent. Throws Error(usage) where
+/// they contradict each other.
 void resolve_recipe(Recipe& recipe, int world_size, int local_world_size, int64_t num_samples);
+
+/// For a resume, before resolve_recipe: takes total_batch_size from the checkpoint's resolved recipe where `recipe`
+/// gives gradient_accumulation_steps (or neither), so that other ranks keep step, learning rate and length. Does
+/// nothing where `recipe` gives total_batch_size. Throws Error(usage) where no rank count makes the saved total out of
+/// `recipe`'s values.
+void keep_total_batch_size(Recipe& recipe, const Recipe& saved);
 
 /// The whole recipe as TOML, every value in it, in the order of the field list: recipe.toml of a run directory.
 std::string print_recipe(const Recipe& recipe);
 
-/// "table.key" -> value as TOML, of the keys marked identity (they change the arithmetic); for resume and agreement checks.
+/// "table.key" -> value as TOML, of the keys marked identity (they change the arithmetic); for resume and agreement
+/// checks.
 std::vector<std::pair<std::string, std::string>> identity_values(const Recipe& recipe);
 
-/// docs/recipe_reference.md, and one table of it for `lorashard help recipe`.
+/// docs/recipe_reference.md: every key with type, default, identity and meaning.
 std::string recipe_reference_markdown();
+/// The same for a terminal: all keys (`name` empty), one table, or one key ("lora.rank" or "rank"). Throws Error(usage)
+/// naming the nearest key for an unknown one.
+std::string recipe_help(const std::string& name);
 
 }  // namespace lorashard

@@ -1,0 +1,130 @@
+// The rules between keys, and what a start fixes once: batch size over all ranks, length, learning rate, threads.
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "dist/error.h"
+#include "trainer/recipe_fields.h"
+
+namespace lorashard {
+namespace {
+
+[[noreturn]] void refuse(const std::string& message, const std::string& hint) {
+  throw Error(ErrorKind::usage, message, hint);
+}
+
+void require(const std::string& value, const std::string& key, const std::string& meaning, const std::string& name) {
+  if (value.empty()) {
+    refuse(fmt::format("{}: '{}' is missing: {}", name, key, meaning),
+           fmt::format("add it to the recipe or give --set {}=PATH", key));
+  }
+}
+
+void check_divisible(const Recipe& recipe, const std::string& where) {
+  const int64_t total = recipe.train.total_batch_size.value_or(0), micro = recipe.train.train_batch_size;
+  if (total % micro != 0) {
+    refuse(fmt::format("{}'train.total_batch_size' {} is not a multiple of 'train.train_batch_size' {}", where, total,
+                       micro),
+           fmt::format("an optimizer step is a whole number of micro-batches: {} or {} would do",
+                       std::max(total / micro, int64_t{1}) * micro, (total / micro + 1) * micro));
+  }
+}
+
+// A product of two counts that both are positive and checked; nothing when it exceeds `most`.
+std::optional<int64_t> product_up_to(int64_t a, int64_t b, int64_t most) {
+  if (a > most / b) return std::nullopt;
+  return a * b;
+}
+
+constexpr int64_t kMostImagesInAStep = int64_t{1} << 24;
+
+void resolve_total_batch_size(Recipe::Train& train, int world_size) {
+  if (train.total_batch_size) return;
+  const int64_t steps = train.gradient_accumulation_steps.value_or(1);
+  const auto on_one_rank = product_up_to(train.train_batch_size, steps, kMostImagesInAStep);
+  const auto total = on_one_rank ? product_up_to(*on_one_rank, world_size, kMostImagesInAStep) : std::nullopt;
+  if (!total) {
+    refuse(fmt::format("recipe: 'train.train_batch_size' {} * 'train.gradient_accumulation_steps' {} * {} ranks are "
+                       "more than {} images "
+                       "in an optimizer step",
+                       train.train_batch_size, steps, world_size, kMostImagesInAStep),
+           "set train.total_batch_size instead of gradient_accumulation_steps");
+  }
+  train.total_batch_size = total;
+  train.gradient_accumulation_steps.reset();
+}
+
+void resolve_max_train_steps(Recipe& recipe, int64_t num_samples) {
+  Recipe::Train& train = recipe.train;
+  if (train.max_train_steps) return;
+  const int64_t used =
+      recipe.data.max_train_samples > 0 ? std::min(num_samples, recipe.data.max_train_samples) : num_samples;
+  const int64_t epochs = train.num_train_epochs.value_or(1), total = *train.total_batch_size;
+  constexpr int64_t kMostSlots = int64_t{1} << 62;
+  const auto images = used > 0 ? product_up_to(used, epochs, kMostSlots) : std::nullopt;
+  if (!images) {
+    refuse(fmt::format("recipe: 'train.num_train_epochs' {} over {} samples gives no length of a run", epochs, used),
+           "set train.max_train_steps");
+  }
+  train.max_train_steps = (*images + total - 1) / total;
+  train.num_train_epochs.reset();
+}
+
+}  // namespace
+
+void check_recipe_rules(const Recipe& recipe, const std::string& name) {
+  require(recipe.model.pretrained_model_name_or_path, "model.pretrained_model_name_or_path",
+          "the folder of the base model", name);
+  require(recipe.data.train_data_dir, "data.train_data_dir", "the pack or image folder to train on", name);
+  require(recipe.output_dir, "output_dir", "the folder that the run is written to", name);
+  const Recipe::Train& train = recipe.train;
+  if (train.total_batch_size && train.gradient_accumulation_steps) {
+    refuse(fmt::format("{}: 'train.total_batch_size' and 'train.gradient_accumulation_steps' exclude each other", name),
+           "keep total_batch_size: it means the same on any number of ranks");
+  }
+  if (train.max_train_steps && train.num_train_epochs) {
+    refuse(fmt::format("{}: 'train.max_train_steps' and 'train.num_train_epochs' exclude each other", name),
+           "keep one of them");
+  }
+  if (!train.max_train_steps && !train.num_train_epochs) {
+    refuse(fmt::format(
+               "{}: neither 'train.max_train_steps' nor 'train.num_train_epochs' is there: how long is the run?", name),
+           "add max_train_steps to [train]");
+  }
+  if (train.total_batch_size) check_divisible(recipe, name + ": ");
+}
+
+void resolve_recipe(Recipe& recipe, int world_size, int local_world_size, int64_t num_samples) {
+  check_recipe_rules(recipe, "recipe");
+  resolve_total_batch_size(recipe.train, world_size);
+  resolve_max_train_steps(recipe, num_samples);
+  if (!recipe.lora.lora_alpha) recipe.lora.lora_alpha = static_cast<double>(recipe.lora.rank);
+  if (recipe.optimizer.scale_lr) {
+    // The product is kept and the switch turned off, so that resolving the printed recipe again changes nothing.
+    recipe.optimizer.learning_rate *= static_cast<double>(*recipe.train.total_batch_size);
+    recipe.optimizer.scale_lr = false;
+  }
+  if (recipe.distributed.threads_per_rank == 0) {
+    const int64_t cores = std::max(1U, std::thread::hardware_concurrency());
+    recipe.distributed.threads_per_rank =
+        recipe.train.deterministic ? 1 : std::max<int64_t>(1, cores / std::max(1, local_world_size));
+  }
+}
+
+void keep_total_batch_size(Recipe& recipe, const Recipe& saved) {
+  if (recipe.train.total_batch_size || !saved.train.total_batch_size) return;
+  const int64_t steps = recipe.train.gradient_accumulation_steps.value_or(1), total = *saved.train.total_batch_size;
+  const auto on_one_rank = product_up_to(recipe.train.train_batch_size, steps, kMostImagesInAStep);
+  if (!on_one_rank || total % *on_one_rank != 0) {
+    refuse(fmt::format(
+               "recipe: the run to go on with has 'train.total_batch_size' {}, which no number of ranks makes from "
+               "'train.train_batch_size' {} and 'train.gradient_accumulation_steps' {}",
+               total, recipe.train.train_batch_size, steps),
+           "restore the two values the run was started with, or choose another output_dir");
+  }
+  recipe.train.total_batch_size = total;
+  recipe.train.gradient_accumulation_steps.reset();
+}
+
+}  // namespace lorashard
