@@ -1,0 +1,306 @@
+#include "models/model_config.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "dist/durable_file.h"
+#include "dist/error.h"
+
+namespace lorashard {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr uint64_t kMaxConfigBytes = 1 << 20;
+// Bounds that no model comes near: they keep a broken config from asking for petabytes.
+constexpr int64_t kMaxChannels = 1 << 16;
+constexpr int64_t kMaxVocabulary = 1 << 24;
+constexpr int64_t kMaxLayers = 128;
+constexpr size_t kMaxBlocks = 16;
+
+/// One config.json: typed reading of its keys, with the file and the key in every error.
+class ConfigFile {
+ public:
+  explicit ConfigFile(const std::filesystem::path& path) : path_(path.string()) {
+    try {
+      json_ = Json::parse(read_file(path, kMaxConfigBytes));
+    } catch (const Json::exception& error) {
+      throw fault(fmt::format("not JSON: {}", error.what()));
+    }
+    if (!json_.is_object()) throw fault("expected a JSON object");
+  }
+
+  /// Goes into the object at `key` where there is one.
+  void descend(const char* key) {
+    if (json_.contains(key) && json_[key].is_object()) json_ = Json(json_[key]);
+  }
+
+  int64_t integer(const char* key, int64_t otherwise, int64_t min, int64_t max) const {
+    return has(key) ? to_integer(key, json_[key], min, max) : otherwise;
+  }
+  double number(const char* key, double otherwise) const {
+    if (!has(key)) return otherwise;
+    if (!json_[key].is_number()) throw unexpected(key, "a number");
+    return json_[key].get<double>();
+  }
+  bool boolean(const char* key, bool otherwise) const {
+    if (!has(key)) return otherwise;
+    if (!json_[key].is_boolean()) throw unexpected(key, "true or false");
+    return json_[key].get<bool>();
+  }
+  std::string text(const char* key, const std::string& otherwise) const {
+    if (!has(key)) return otherwise;
+    if (!json_[key].is_string()) throw unexpected(key, "a string");
+    return json_[key].get<std::string>();
+  }
+  std::string text_of(const char* key, const std::string& otherwise, const std::vector<std::string>& allowed) const {
+    const std::string value = text(key, otherwise);
+    if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
+      throw fault(
+          fmt::format("'{}' is \"{}\", which isn't supported (supported: {})", key, value, fmt::join(allowed, ", ")));
+    }
+    return value;
+  }
+  std::vector<std::string> texts(const char* key, const std::vector<std::string>& otherwise,
+                                 const std::vector<std::string>& allowed) const {
+    if (!has(key)) return otherwise;
+    if (!json_[key].is_array()) throw unexpected(key, "a list of strings");
+    std::vector<std::string> values;
+    for (const Json& item : json_[key]) {
+      if (!item.is_string()) throw unexpected(key, "a list of strings");
+      values.push_back(item.get<std::string>());
+      if (std::find(allowed.begin(), allowed.end(), values.back()) == allowed.end()) {
+        throw fault(fmt::format("'{}' has \"{}\", which isn't supported (supported: {})", key, values.back(),
+                                fmt::join(allowed, ", ")));
+      }
+    }
+    return values;
+  }
+  /// A list of `count` integers (of any count when 0), or one integer for all of them.
+  std::vector<int64_t> integers(const char* key, const std::vector<int64_t>& otherwise, size_t count, int64_t min,
+                                int64_t max) const {
+    std::vector<int64_t> values = otherwise;
+    if (has(key)) {
+      values.clear();
+      if (!json_[key].is_array()) {
+        values.assign(std::max<size_t>(count, 1), to_integer(key, json_[key], min, max));
+      } else {
+        for (const Json& item : json_[key]) values.push_back(to_integer(key, item, min, max));
+      }
+    }
+    if (values.empty() || values.size() > kMaxBlocks)
+      throw fault(fmt::format("'{}' has {} entries", key, values.size()));
+    if (count > 0 && values.size() != count)
+      throw fault(fmt::format("'{}' has {} entries, expected {}", key, values.size(), count));
+    return values;
+  }
+  /// An integer, or a list whose entries are all the same.
+  int64_t same_integer(const char* key, int64_t otherwise, int64_t min, int64_t max) const {
+    const std::vector<int64_t> values = integers(key, {otherwise}, 0, min, max);
+    if (std::any_of(values.begin(), values.end(), [&](int64_t v) { return v != values[0]; }))
+      throw unsupported(key, "one value for all blocks");
+    return values[0];
+  }
+  /// Refuses any value of `key` but `allowed`, the one that lorashard's modules are built for (a list of nothing else
+  /// is fine too).
+  void only(const char* key, const Json& allowed) const {
+    if (!json_.contains(key) || json_[key] == allowed) return;
+    const Json& value = json_[key];
+    if (value.is_null() && allowed == Json(false)) return;
+    if (value.is_array() && std::all_of(value.begin(), value.end(), [&](const Json& item) { return item == allowed; }))
+      return;
+    throw unsupported(key, allowed.dump());
+  }
+  bool lists(const char* key, const std::string& item) const {
+    return has(key) && json_[key].is_array() &&
+           std::find(json_[key].begin(), json_[key].end(), item) != json_[key].end();
+  }
+
+  Error fault(const std::string& why) const {
+    return Error(ErrorKind::bad_data, fmt::format("reading model config '{}': {}", path_, why));
+  }
+
+ private:
+  bool has(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
+  std::string shown(const char* key) const {
+    return json_[key].dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 200);
+  }
+  Error unexpected(const char* key, const std::string& expected) const {
+    return fault(fmt::format("'{}' is {}, expected {}", key, shown(key), expected));
+  }
+  Error unsupported(const char* key, const std::string& supported) const {
+    return fault(fmt::format("'{}' is {}, which isn't supported (supported: {})", key, shown(key), supported));
+  }
+  int64_t to_integer(const char* key, const Json& value, int64_t min, int64_t max) const {
+    const bool fits = value.is_number_unsigned()  ? value.get<uint64_t>() <= static_cast<uint64_t>(max)
+                      : value.is_number_integer() ? value.get<int64_t>() <= max
+                                                  : false;
+    if (!fits || value.get<int64_t>() < min) throw unexpected(key, fmt::format("an integer from {} to {}", min, max));
+    return value.get<int64_t>();
+  }
+
+  std::string path_;
+  Json json_;
+};
+
+void require_divisible(const ConfigFile& file, const char* what, int64_t channels, int64_t by) {
+  if (channels % by != 0)
+    throw file.fault(fmt::format("block_out_channels has {}, which {} {} doesn't divide", channels, what, by));
+}
+
+/// What diffusers can build and lorashard's UNet can't.
+void refuse_other_unets(const ConfigFile& file) {
+  file.only("center_input_sample", false);
+  file.only("mid_block_type", "UNetMidBlock2DCrossAttn");
+  file.only("only_cross_attention", false);
+  file.only("mid_block_only_cross_attention", false);
+  file.only("downsample_padding", 1);
+  file.only("mid_block_scale_factor", 1);
+  file.only("dropout", 0.0);
+  file.only("act_fn", "silu");
+  file.only("reverse_transformer_layers_per_block", nullptr);
+  file.only("encoder_hid_dim", nullptr);
+  file.only("encoder_hid_dim_type", nullptr);
+  file.only("num_attention_heads", nullptr);
+  file.only("dual_cross_attention", false);
+  file.only("class_embed_type", nullptr);
+  file.only("num_class_embeds", nullptr);
+  file.only("class_embeddings_concat", false);
+  file.only("resnet_time_scale_shift", "default");
+  file.only("resnet_skip_time_act", false);
+  file.only("resnet_out_scale_factor", 1.0);
+  file.only("time_embedding_type", "positional");
+  file.only("time_embedding_dim", nullptr);
+  file.only("time_embedding_act_fn", nullptr);
+  file.only("timestep_post_act", nullptr);
+  file.only("time_cond_proj_dim", nullptr);
+  file.only("conv_in_kernel", 3);
+  file.only("conv_out_kernel", 3);
+  file.only("attention_type", "default");
+  file.only("cross_attention_norm", nullptr);
+}
+
+}  // namespace
+
+UNet2DConditionConfig read_unet_config(const std::filesystem::path& config_json) {
+  const ConfigFile file(config_json);
+  refuse_other_unets(file);
+  UNet2DConditionConfig config;
+  config.sample_size = file.same_integer("sample_size", 64, 1, kMaxChannels);
+  config.in_channels = file.integer("in_channels", 4, 1, kMaxChannels);
+  config.out_channels = file.integer("out_channels", 4, 1, kMaxChannels);
+  config.block_out_channels = file.integers("block_out_channels", {320, 640, 1280, 1280}, 0, 1, kMaxChannels);
+  const size_t blocks = config.block_out_channels.size();
+  config.down_block_types =
+      file.texts("down_block_types", config.down_block_types, {"CrossAttnDownBlock2D", "DownBlock2D"});
+  config.up_block_types = file.texts("up_block_types", config.up_block_types, {"CrossAttnUpBlock2D", "UpBlock2D"});
+  if (config.down_block_types.size() != blocks || config.up_block_types.size() != blocks) {
+    throw file.fault(fmt::format("down_block_types, up_block_types and block_out_channels have {}, {} and {} entries",
+                                 config.down_block_types.size(), config.up_block_types.size(), blocks));
+  }
+  config.layers_per_block = file.same_integer("layers_per_block", 2, 1, kMaxLayers);
+  config.transformer_layers_per_block =
+      file.integers("transformer_layers_per_block", std::vector<int64_t>(blocks, 1), blocks, 1, kMaxLayers);
+  config.attention_head_dim =
+      file.integers("attention_head_dim", std::vector<int64_t>(blocks, 8), blocks, 1, kMaxChannels);
+  config.cross_attention_dim = file.same_integer("cross_attention_dim", 1280, 1, kMaxChannels);
+  config.norm_num_groups = file.integer("norm_num_groups", 32, 1, kMaxChannels);
+  for (size_t i = 0; i < blocks; ++i) {
+    require_divisible(file, "norm_num_groups", config.block_out_channels[i], config.norm_num_groups);
+    require_divisible(file, "attention_head_dim", config.block_out_channels[i], config.attention_head_dim[i]);
+  }
+  config.norm_eps = file.number("norm_eps", 1e-5);
+  config.use_linear_projection = file.boolean("use_linear_projection", false);
+  config.upcast_attention = file.boolean("upcast_attention", false);
+  config.flip_sin_to_cos = file.boolean("flip_sin_to_cos", true);
+  config.freq_shift = file.integer("freq_shift", 0, 0, 1);
+  config.addition_embed_type = file.text_of("addition_embed_type", "", {"", "text_time"});
+  if (!config.addition_embed_type.empty()) {
+    config.addition_time_embed_dim = file.integer("addition_time_embed_dim", 0, 1, kMaxChannels);
+    config.projection_class_embeddings_input_dim =
+        file.integer("projection_class_embeddings_input_dim", 0, 1, kMaxChannels);
+  }
+  return config;
+}
+
+AutoencoderKLConfig read_vae_config(const std::filesystem::path& config_json) {
+  const ConfigFile file(config_json);
+  file.only("act_fn", "silu");
+  file.only("shift_factor", nullptr);
+  file.only("latents_mean", nullptr);
+  file.only("latents_std", nullptr);
+  file.only("use_quant_conv", true);
+  file.only("use_post_quant_conv", true);
+  file.only("mid_block_add_attention", true);
+  AutoencoderKLConfig config;
+  config.in_channels = file.integer("in_channels", 3, 1, kMaxChannels);
+  config.out_channels = file.integer("out_channels", 3, 1, kMaxChannels);
+  config.latent_channels = file.integer("latent_channels", 4, 1, kMaxChannels);
+  config.block_out_channels = file.integers("block_out_channels", {64}, 0, 1, kMaxChannels);
+  const size_t blocks = config.block_out_channels.size();
+  const auto down = file.texts("down_block_types", {"DownEncoderBlock2D"}, {"DownEncoderBlock2D"});
+  const auto up = file.texts("up_block_types", {"UpDecoderBlock2D"}, {"UpDecoderBlock2D"});
+  if (down.size() != blocks || up.size() != blocks) {
+    throw file.fault(fmt::format("down_block_types, up_block_types and block_out_channels have {}, {} and {} entries",
+                                 down.size(), up.size(), blocks));
+  }
+  config.layers_per_block = file.integer("layers_per_block", 1, 1, kMaxLayers);
+  config.norm_num_groups = file.integer("norm_num_groups", 32, 1, kMaxChannels);
+  for (const int64_t channels : config.block_out_channels)
+    require_divisible(file, "norm_num_groups", channels, config.norm_num_groups);
+  config.scaling_factor = file.number("scaling_factor", 0.18215);
+  if (!(config.scaling_factor > 0))
+    throw file.fault(fmt::format("'scaling_factor' is {}, expected more than 0", config.scaling_factor));
+  config.force_upcast = file.boolean("force_upcast", true);
+  return config;
+}
+
+CLIPTextConfig read_text_encoder_config(const std::filesystem::path& config_json) {
+  ConfigFile file(config_json);
+  CLIPTextConfig config;
+  config.with_projection = file.lists("architectures", "CLIPTextModelWithProjection");
+  file.descend("text_config");
+  file.text_of("model_type", "clip_text_model", {"clip_text_model", "clip"});
+  config.vocab_size = file.integer("vocab_size", 49408, 1, kMaxVocabulary);
+  config.hidden_size = file.integer("hidden_size", 512, 1, kMaxChannels);
+  config.intermediate_size = file.integer("intermediate_size", 2048, 1, kMaxChannels);
+  config.projection_dim = file.integer("projection_dim", 512, 1, kMaxChannels);
+  config.num_hidden_layers = file.integer("num_hidden_layers", 12, 1, kMaxLayers);
+  config.num_attention_heads = file.integer("num_attention_heads", 8, 1, kMaxChannels);
+  if (config.hidden_size % config.num_attention_heads != 0) {
+    throw file.fault(fmt::format("hidden_size is {}, which num_attention_heads {} doesn't divide", config.hidden_size,
+                                 config.num_attention_heads));
+  }
+  config.max_position_embeddings = file.integer("max_position_embeddings", 77, 2, kMaxChannels);
+  config.hidden_act = file.text_of("hidden_act", "quick_gelu", {"quick_gelu", "gelu"});
+  config.layer_norm_eps = file.number("layer_norm_eps", 1e-5);
+  config.eos_token_id = file.integer("eos_token_id", 49407, 0, kMaxVocabulary);
+  return config;
+}
+
+DDPMSchedulerConfig read_scheduler_config(const std::filesystem::path& scheduler_config_json) {
+  const ConfigFile file(scheduler_config_json);
+  const std::string name = file.text("_class_name", "DDPMScheduler");
+  // Rectified flow and EDM train another objective; their configs lack a beta schedule.
+  if (name.find("FlowMatch") != name.npos || name.find("EDM") != name.npos) {
+    throw file.fault(fmt::format("'_class_name' is \"{}\", whose noise schedule isn't supported", name));
+  }
+  file.only("trained_betas", nullptr);
+  DDPMSchedulerConfig config;
+  config.num_train_timesteps = file.integer("num_train_timesteps", 1000, 1, 1'000'000);
+  config.beta_start = file.number("beta_start", 0.0001);
+  config.beta_end = file.number("beta_end", 0.02);
+  if (!(config.beta_start > 0 && config.beta_start <= config.beta_end && config.beta_end < 1)) {
+    throw file.fault(fmt::format("'beta_start' {} and 'beta_end' {}: expected 0 < beta_start <= beta_end < 1",
+                                 config.beta_start, config.beta_end));
+  }
+  config.beta_schedule = file.text_of("beta_schedule", "linear", {"linear", "scaled_linear", "squaredcos_cap_v2"});
+  config.prediction_type = file.text_of("prediction_type", "epsilon", {"epsilon", "v_prediction", "sample"});
+  config.rescale_betas_zero_snr = file.boolean("rescale_betas_zero_snr", false);
+  return config;
+}
+
+}  // namespace lorashard
