@@ -1,0 +1,83 @@
+#include "data/image_transform.h"
+
+#include <array>
+#include <cmath>
+
+#include "dist/error.h"
+#include "dist/philox.h"
+
+namespace lorashard {
+namespace {
+
+Purpose purpose_of(Purpose purpose, bool class_image) {
+  const auto shift = class_image ? static_cast<uint32_t>(Purpose::class_image) : 0;
+  return static_cast<Purpose>(static_cast<uint32_t>(purpose) + shift);
+}
+
+// torchvision rounds with Python's round(): halves to even.
+int64_t center_position(int64_t size, int64_t crop) { return std::lrint(static_cast<double>(size - crop) / 2.0); }
+
+int64_t random_position(uint32_t word, int64_t num_positions) {
+  return static_cast<int64_t>((uint64_t{word} * static_cast<uint64_t>(num_positions)) >> 32);
+}
+
+/// ((byte / 255) - 0.5) / 0.5 in fp32, as ToTensor and Normalize compute it.
+const std::array<float, 256>& normalised() {
+  static const std::array<float, 256> table = [] {
+    std::array<float, 256> values{};
+    for (int i = 0; i < 256; ++i) values[i] = (static_cast<float>(i) / 255.0f - 0.5f) / 0.5f;
+    return values;
+  }();
+  return table;
+}
+
+void write_planes(const Image& image, bool flipped, float* out) {
+  const auto& table = normalised();
+  const int64_t plane = image.height * image.width;
+  for (int64_t y = 0; y < image.height; ++y) {
+    const uint8_t* row = &image.rgb[y * image.width * 3];
+    for (int64_t channel = 0; channel < 3; ++channel) {
+      float* target = out + channel * plane + y * image.width;
+      if (flipped) {
+        for (int64_t x = 0; x < image.width; ++x) target[image.width - 1 - x] = table[row[3 * x + channel]];
+      } else {
+        for (int64_t x = 0; x < image.width; ++x) target[x] = table[row[3 * x + channel]];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+ImageSize resized_size(ImageSize size, int64_t resolution) {
+  const bool tall = size.width <= size.height;
+  const int64_t short_side = tall ? size.width : size.height, long_side = tall ? size.height : size.width;
+  const int64_t new_long = resolution * long_side / short_side;
+  return tall ? ImageSize{new_long, resolution} : ImageSize{resolution, new_long};
+}
+
+TransformedImage transform_image(const Image& image, const TransformOptions& options, uint64_t seed, uint64_t slot,
+                                 bool class_image, at::Tensor pixel_values) {
+  const int64_t side = options.resolution;
+  LORASHARD_CHECK(pixel_values.numel() == 3 * side * side && pixel_values.is_contiguous() &&
+                      pixel_values.scalar_type() == at::kFloat,
+                  "pixel_values of {} elements for resolution {}", pixel_values.numel(), side);
+  const ImageSize size = resized_size({image.height, image.width}, side);
+  TransformedImage result{{image.height, image.width}, 0, 0, false};
+  if (options.center_crop) {
+    result.crop_top = center_position(size.height, side);
+    result.crop_left = center_position(size.width, side);
+  } else {
+    const auto words = philox(seed, slot, purpose_of(Purpose::crop, class_image), 0);
+    result.crop_top = random_position(words[0], size.height - side + 1);
+    result.crop_left = random_position(words[1], size.width - side + 1);
+  }
+  result.flipped = options.random_flip && uniform(seed, slot, purpose_of(Purpose::flip, class_image)) < 0.5;
+
+  const Region region{result.crop_top, result.crop_left, side, side};
+  write_planes(resize_region(image, size, region, options.interpolation), result.flipped,
+               pixel_values.mutable_data_ptr<float>());
+  return result;
+}
+
+}  // namespace lorashard
