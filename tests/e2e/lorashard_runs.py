@@ -1,0 +1,79 @@
+"""What the end-to-end tests share: small pictures, a small base, and the program itself as a user runs it."""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+
+from PIL import Image
+
+LORASHARD = os.environ.get("LORASHARD", "build/dev/lorashard")
+REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+VOCABULARY = os.path.join(REPO, ".venv/share/lorashard/bpe_simple_vocab_16e6.txt.gz")
+
+
+def lorashard(*arguments, code=0, **kwargs):
+    """Runs the program; fails unless it ends with exit code `code`. Returns the finished process."""
+    done = subprocess.run([LORASHARD, *map(str, arguments)], capture_output=True, text=True, timeout=900, **kwargs)
+    assert done.returncode == code, f"exit code {done.returncode}, expected {code}\n{done.stderr[-4000:]}"
+    return done
+
+
+def make_pictures(folder, count=12, seed=1):
+    """Captioned pictures of several sizes with something to learn in them: one colour a caption, and noise."""
+    os.makedirs(folder)
+    rng = random.Random(seed)
+    colours = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "yellow": (230, 220, 60)}
+    with open(os.path.join(folder, "metadata.jsonl"), "w", encoding="utf-8") as table:
+        for i in range(count):
+            name, colour = rng.choice(sorted(colours.items()))
+            size = (rng.randint(64, 110), rng.randint(64, 110))
+            picture = Image.new("RGB", size, colour)
+            for _ in range(400):
+                picture.putpixel((rng.randrange(size[0]), rng.randrange(size[1])), tuple(rng.randrange(256) for _ in range(3)))
+            picture.save(os.path.join(folder, f"{i:03d}.png"))
+            table.write(json.dumps({"file_name": f"{i:03d}.png", "text": f"a picture that is {name}, number {i}"}) + "\n")
+    return folder
+
+
+def make_base(folder, preset="tiny-sd15"):
+    lorashard("init-base", "--preset", preset, "--vocabulary", VOCABULARY, folder)
+    return folder
+
+
+def make_pack(folder, pictures):
+    lorashard("pack", pictures, "--out", folder)
+    return folder
+
+
+def write_recipe(path, base, data, output_dir, **overrides):
+    """A small recipe; overrides are "table__key": value."""
+    values = {
+        "task": "text_to_image", "output_dir": str(output_dir), "seed": 7,
+        "model__pretrained_model_name_or_path": str(base), "data__train_data_dir": str(data), "data__resolution": 64,
+        "data__random_flip": True, "data__dataloader_num_workers": 1, "train__train_batch_size": 1,
+        "train__total_batch_size": 6, "train__max_train_steps": 6, "optimizer__learning_rate": 1e-3,
+        "checkpoint__checkpointing_steps": 3,
+    }
+    values.update(overrides)
+    tables = {}
+    for key, value in values.items():
+        table, _, name = key.rpartition("__")
+        tables.setdefault(table, []).append(f"{name} = {json.dumps(value)}")
+    lines = tables.pop("", [])
+    for table, keys in tables.items():
+        lines += [f"[{table}]", *keys]
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    return path
+
+
+def adapter_hash(output_dir):
+    with open(os.path.join(output_dir, "pytorch_lora_weights.safetensors"), "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def metrics(output_dir):
+    with open(os.path.join(output_dir, "metrics.jsonl"), encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
