@@ -61,7 +61,8 @@ struct DataLoader::Impl {
       : pack(pack_in),
         options(options_in),
         schedule(schedule_in),
-        sampler(options_in.seed, pack_in.num_samples(), options_in.train_batch_size),
+        sampler(options_in.seed, options_in.num_samples > 0 ? options_in.num_samples : pack_in.num_samples(),
+                options_in.train_batch_size),
         ring(std::max(options_in.prefetch_batches, 1)) {
     for (int i = 0; i < options.num_workers; ++i) {
       workers.emplace_back([this](const std::stop_token& stop) { work(stop); });

@@ -176,6 +176,7 @@ void Trainer::start_loader() {
   options.num_samples = num_samples_;
   options.train_batch_size = recipe_.train.train_batch_size;
   options.num_workers = static_cast<int>(recipe_.data.dataloader_num_workers);
+  options.prefetch_batches = std::max(4, 2 * options.num_workers);
   options.transform = {.resolution = recipe_.data.resolution,
                        .center_crop = recipe_.data.center_crop,
                        .random_flip = recipe_.data.random_flip,
