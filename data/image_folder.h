@@ -1,5 +1,11 @@
 // Where captioned pictures come from: a folder with metadata.jsonl or metadata.csv (file_name, text), with .txt files
 // beside the pictures, or with neither. Lists only; decodes nothing.
+//
+// Pictures are found in sub-folders too; names that begin with '.' and links to folders are passed over. A table
+// may lie in any folder: its file names are relative to it. Of a .txt file the first line that isn't blank is the
+// caption, without the blanks around it: what follows in the wild is tags, sources and translations.
+// A path from a table is never trusted: absolute ones, "..", backslashes, NUL, links that leave the folder, anything
+// but regular files, and a file named twice are errors.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -20,23 +26,36 @@ struct LeftOut {
   std::string reason;
 };
 
-enum class CaptionSource { metadata_jsonl, metadata_csv, txt_beside, none };
+enum class CaptionSource {
+  metadata_jsonl,
+  metadata_csv,
+  txt_beside,
+  none,
+  folder_names,  ///< the name of the folder a picture is in; only when asked for
+};
+
+/// "metadata_jsonl" and so on.
+std::string to_string(CaptionSource source);
+/// Throws Error(usage) naming the allowed words.
+CaptionSource parse_caption_source(const std::string& name);
 
 struct ImageFolder {
-  std::vector<SourceImage> images;  ///< order of the table, or of file_name (bytewise) without one
-  std::vector<LeftOut> left_out;    ///< rows without a file, files of no known type, pictures without a caption
+  std::vector<SourceImage> images;  ///< order of the tables, or of file_name (bytewise) without one
+  std::vector<LeftOut> left_out;  ///< pictures without a caption or not in the table, picture formats that aren't read
   CaptionSource caption_source = CaptionSource::none;
+  int64_t num_other_files = 0;           ///< files that are no pictures, tables or captions
+  int64_t num_longer_caption_files = 0;  ///< .txt files with more lines than the caption
 };
 
 struct ImageFolderOptions {
   std::string image_column = "file_name";
   std::string caption_column = "text";
-  bool allow_missing_captions = false;  ///< keep pictures without a caption (empty caption) beside captioned ones
+  bool allow_missing_captions = false;    ///< keep pictures without a caption (empty caption) beside captioned ones
   std::optional<CaptionSource> captions;  ///< which source to read; empty: the first that exists
 };
 
-/// Throws Error(usage) when the folder doesn't exist or holds no picture, Error(bad_data) with file and line for a broken
-/// table, a path that leaves the folder, or a caption that isn't UTF-8.
+/// Throws Error(usage) when the folder doesn't exist or holds no picture to take, Error(bad_data) with file and line
+/// for a broken table, a path that leaves the folder, a row whose file isn't there, or a caption that isn't UTF-8.
 ImageFolder list_image_folder(const std::filesystem::path& folder, const ImageFolderOptions& options = {});
 
 }  // namespace lorashard

@@ -1,8 +1,10 @@
 // A pack: a folder of shards with index.json. pack_images() makes one, Pack reads one. Rows keep the source's order.
+// docs/shard_format.md has both files field by field.
 #pragma once
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "data/image_folder.h"
@@ -18,17 +20,25 @@ struct PackOptions {
   int64_t shard_bytes = int64_t{256} << 20;  ///< a shard is closed when its pictures reach this many bytes
   int num_threads = 0;                       ///< 0: one per core. Changes nothing in the bytes written
   int64_t max_samples = 0;                   ///< 0: all
+  bool overwrite = false;                    ///< replace a pack that is in the way; never anything else
 };
 
 struct PackReport {
   int64_t num_samples = 0, num_shards = 0, num_captions = 0;
-  uint64_t bytes = 0;
-  std::vector<LeftOut> left_out;
+  uint64_t bytes = 0;             ///< of the encoded pictures
+  std::vector<LeftOut> left_out;  ///< by the listing, then the pictures skipped because they can't be decoded
+  int64_t num_skipped = 0;        ///< of them, those that can't be decoded
+  CaptionSource caption_source = CaptionSource::none;
+  int64_t num_other_files = 0, num_longer_caption_files = 0;  ///< as in ImageFolder
 };
 
-/// Packs the image folder `source` into `out` (made; must be empty or absent). Every picture is decoded once to prove it can
-/// be. index.json is written last, durably: a folder without it is no pack. Progress goes to the log.
-PackReport pack_images(const std::filesystem::path& source, const std::filesystem::path& out, const PackOptions& options);
+/// Packs the image folder `source` into `out` (made; must be empty or absent, or hold what an interrupted pack_images
+/// left). Every picture is decoded once to prove it can be. index.json is written last, durably: a folder without it is
+/// no pack. Progress goes to the log. Holds the pictures of one shard, still encoded, in memory, and one decoded
+/// picture a thread. Throws Error(usage) for `out`, what list_image_folder throws, Error(bad_data) for the first
+/// picture that can't be decoded when on_bad_image is stop, Error(io); then `out` is as it was before.
+PackReport pack_images(const std::filesystem::path& source, const std::filesystem::path& out,
+                       const PackOptions& options);
 
 /// True when `folder` holds an index.json of ours (so train knows a pack from an image folder).
 bool is_pack(const std::filesystem::path& folder);
@@ -36,7 +46,8 @@ bool is_pack(const std::filesystem::path& folder);
 /// A pack opened for reading. Thread-safe after construction.
 class Pack {
  public:
-  /// Opens every shard and checks the index against it. Throws Error(usage) when there is no pack, Error(bad_data) when it is broken.
+  /// Opens every shard and checks the index against it. Throws Error(usage) when there is no pack, Error(bad_data) when
+  /// it is broken.
   explicit Pack(const std::filesystem::path& folder);
 
   int64_t num_samples() const { return num_samples_; }

@@ -1,0 +1,104 @@
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <span>
+#include <utility>
+
+#include "data/hdf5_file.h"
+#include "data/shard.h"
+#include "data/shard_layout.h"
+#include "dist/durable_file.h"
+#include "dist/error.h"
+
+namespace lorashard {
+namespace {
+
+using shard_layout::Index;
+
+void append(const std::string& text, std::vector<uint8_t>* blob, std::vector<uint64_t>* offsets) {
+  blob->insert(blob->end(), text.begin(), text.end());
+  offsets->push_back(blob->size());
+}
+
+Index make_index(const std::vector<ShardSample>& samples) {
+  Index index;
+  index.image_offsets = index.caption_offsets = index.file_name_offsets = {0};
+  for (const ShardSample& sample : samples) {
+    LORASHARD_CHECK(!sample.image_bytes.empty(), "sample '{}' has no picture", sample.file_name);
+    index.image_offsets.push_back(index.image_offsets.back() + sample.image_bytes.size());
+    index.image_checksums.push_back(shard_layout::checksum(sample.image_bytes.data(), sample.image_bytes.size()));
+    index.image_sizes.push_back(static_cast<uint64_t>(sample.size.height));
+    index.image_sizes.push_back(static_cast<uint64_t>(sample.size.width));
+    append(sample.caption, &index.captions, &index.caption_offsets);
+    append(sample.file_name, &index.file_names, &index.file_name_offsets);
+  }
+  index.captions.push_back(0);  // HDF5 has no chunk for an empty dataset
+  index.file_names.push_back(0);
+  return index;
+}
+
+/// The HDF5 file with everything but the pictures' bytes, for which it leaves room.
+FileExtent write_index(const std::filesystem::path& path, const Index& index) {
+  Hdf5Writer file(path);
+  file.write_attribute("format", shard_layout::kFormat);
+  file.write_attribute("version", shard_layout::kVersion);
+  file.write_attribute("index_checksum", shard_layout::index_checksum(index));
+  file.write_dataset("image_offsets", index.image_offsets);
+  file.write_dataset("image_checksums", index.image_checksums);
+  file.write_dataset("image_sizes", index.image_sizes);
+  file.write_dataset("caption_offsets", index.caption_offsets);
+  file.write_dataset("captions", index.captions);
+  file.write_dataset("file_name_offsets", index.file_name_offsets);
+  file.write_dataset("file_names", index.file_names);
+  const FileExtent images = file.reserve_dataset("images", index.image_offsets.back());
+  file.close();
+  return images;
+}
+
+class OutputFile {
+ public:
+  explicit OutputFile(const std::filesystem::path& path) : path_(path), fd_(open(path.c_str(), O_WRONLY | O_CLOEXEC)) {
+    if (fd_ < 0) fail();
+  }
+  ~OutputFile() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  void write_at(std::span<const uint8_t> bytes, uint64_t offset) {
+    while (!bytes.empty()) {
+      const ssize_t written = pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+      if (written < 0 && errno == EINTR) continue;
+      if (written <= 0) fail();
+      bytes = bytes.subspan(static_cast<size_t>(written));
+      offset += static_cast<uint64_t>(written);
+    }
+  }
+  void close() {
+    if (::close(std::exchange(fd_, -1)) != 0) fail();
+  }
+
+ private:
+  [[noreturn]] void fail() const { throw errno_error(fmt::format("writing '{}'", path_.string())); }
+  std::filesystem::path path_;
+  int fd_;
+};
+
+}  // namespace
+
+void write_shard(const std::filesystem::path& path, const std::vector<ShardSample>& samples) {
+  LORASHARD_CHECK(!samples.empty(), "a shard without samples: '{}'", path.string());
+  const Index index = make_index(samples);
+  write_durably(path, [&](const std::filesystem::path& temporary) {
+    // The pictures go past HDF5, which would only tell a full disk from a broken file by its prose.
+    const FileExtent images = write_index(temporary, index);
+    OutputFile file(temporary);
+    for (size_t i = 0; i < samples.size(); ++i)
+      file.write_at(samples[i].image_bytes, images.offset + index.image_offsets[i]);
+    file.close();
+  });
+}
+
+}  // namespace lorashard
