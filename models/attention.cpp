@@ -71,8 +71,11 @@ Transformer2DModel::Transformer2DModel(const Transformer2DOptions& options) {
 }
 
 at::Tensor Transformer2DModel::forward(const at::Tensor& x, const at::Tensor& encoder_hidden_states) const {
-  const auto to_tokens = [](const at::Tensor& image) { return image.flatten(2).transpose(1, 2); };
-  const auto to_image = [&x](const at::Tensor& tokens) { return tokens.transpose(1, 2).reshape(x.sizes()); };
+  // Views, as long as the image is channels_last.
+  const auto to_tokens = [](const at::Tensor& image) { return image.permute({0, 2, 3, 1}).flatten(1, 2); };
+  const auto to_image = [&x](const at::Tensor& tokens) {
+    return tokens.unflatten(1, {x.size(2), x.size(3)}).permute({0, 3, 1, 2});
+  };
   const at::Tensor normed = norm_->forward(x);
   at::Tensor hidden_states = conv_in_ ? to_tokens(conv_in_->forward(normed)) : linear_in_->forward(to_tokens(normed));
   for (const auto& block : *transformer_blocks_) hidden_states = block->forward(hidden_states, encoder_hidden_states);

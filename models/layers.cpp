@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "models/frozen_conv.h"
 #include "models/lora_linear.h"
 
 namespace lorashard {
@@ -28,9 +29,7 @@ Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, int64_
   bias = frozen(*this, "bias", {out_channels});
 }
 
-at::Tensor Conv2d::forward(const at::Tensor& x) const {
-  return at::conv2d(x, weight, bias, {stride, stride}, {padding, padding});
-}
+at::Tensor Conv2d::forward(const at::Tensor& x) const { return frozen_conv2d(x, weight, bias, stride, padding); }
 
 GroupNorm::GroupNorm(int64_t num_groups_, int64_t num_channels, double eps_) : num_groups(num_groups_), eps(eps_) {
   weight = frozen(*this, "weight", {num_channels});

@@ -126,7 +126,9 @@ at::Tensor UNet2DConditionModel::forward(const at::Tensor& sample, const at::Ten
   const at::Tensor silu_temb = at::silu(parts_->time_embedding->forward(t_emb.to(sample.scalar_type())));
 
   // 2. pre-process
-  at::Tensor hidden_states = parts_->conv_in->forward(sample);
+  // Channels last throughout: the transformers' tokens are then views of the image, and patches of a convolution are
+  // copied whole.
+  at::Tensor hidden_states = parts_->conv_in->forward(sample.contiguous(at::MemoryFormat::ChannelsLast));
 
   // 3. down
   std::vector<at::Tensor> res_samples = {hidden_states};
