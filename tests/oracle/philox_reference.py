@@ -1,0 +1,69 @@
+"""The random numbers of a run, written a second time from docs/determinism.md alone, in numpy."""
+
+import numpy as np
+
+PERMUTATION, CROP, FLIP, CAPTION_CHOICE, CAPTION_DROPOUT, VAE_SAMPLE, NOISE, TIMESTEP = range(1, 9)
+LORA_INIT = 11
+CLASS_IMAGE = 0x8000
+
+_MASK = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+def philox4x32_10(counter, key):
+    """`counter`: four words, each an int or an array of one shape; `key`: two ints. Four uint64 arrays below 2^32."""
+    c = [np.asarray(word, dtype=np.uint64) for word in counter]
+    key = [int(word) for word in key]
+    for _ in range(10):
+        product0, product1 = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        c = [(product1 >> _HALF) ^ c[1] ^ np.uint64(key[0]), product1 & _MASK,
+             (product0 >> _HALF) ^ c[3] ^ np.uint64(key[1]), product0 & _MASK]
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def words(seed, slot, purpose, block):
+    """The block(s) `block` of (seed, slot, purpose)."""
+    return philox4x32_10((slot & 0xFFFFFFFF, slot >> 32, purpose, block), (seed & 0xFFFFFFFF, seed >> 32))
+
+
+def uniform(seed, slot, purpose):
+    """In [0, 1), from the 53 high bits of word1:word0."""
+    w = words(seed, slot, purpose, 0)
+    return ((int(w[1]) << 32 | int(w[0])) >> 11) * 2.0**-53
+
+
+def uniform_int(seed, slot, purpose, n):
+    return int(uniform(seed, slot, purpose) * n)
+
+
+def normal(seed, slot, purpose, shape):
+    """Standard normals by Box-Muller in double, rounded once to fp32."""
+    count = int(np.prod(shape))
+    w = [word.astype(np.float64) for word in words(seed, slot, purpose, np.arange((count + 3) // 4))]
+    out = np.empty((len(w[0]), 4))
+    for pair in (0, 2):
+        radius = np.sqrt(-2.0 * np.log((w[pair] + 0.5) * 2.0**-32))
+        angle = 2.0 * np.pi * (w[pair + 1] * 2.0**-32)
+        out[:, pair], out[:, pair + 1] = radius * np.cos(angle), radius * np.sin(angle)
+    return out.astype(np.float32).reshape(-1)[:count].reshape(shape)
+
+
+def permutation(seed, epoch, n, i, class_images=False):
+    """Where row `i` of `n` goes in epoch `epoch`: a Feistel network of eight rounds, walked back into range."""
+    half = ((n - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    purpose = PERMUTATION + (CLASS_IMAGE if class_images else 0)
+    while True:
+        left, right = i >> half, i & mask
+        for round_number in range(8):
+            mixed = int(words(seed, epoch, purpose, round_number << 28 | right)[0]) & mask
+            left, right = right, left ^ mixed
+        i = left << half | right
+        if i < n:
+            return i
+
+
+def sample_id(seed, slot, n):
+    """The row of the pack behind image `slot` of the run."""
+    return permutation(seed, slot // n, n, slot % n)
