@@ -13,7 +13,7 @@ namespace lorashard {
 namespace {
 
 // MPI counts are int. A round piece also keeps the buffers inside MPI small.
-constexpr int64_t kPiece = int64_t{1} << 24;
+constexpr int64_t kPiece = int64_t{1} << 21;
 
 void check(int code, const char* call, const World& world) {
   if (code == MPI_SUCCESS) return;
