@@ -13,7 +13,6 @@ namespace lorashard {
 namespace {
 
 using testing::Each;
-using testing::Key;
 using testing::Pair;
 using testing::SizeIs;
 
