@@ -1,0 +1,121 @@
+// lorashard pack: an image folder to a pack of HDF5 shards, and what was left out of it and why.
+#include <algorithm>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "data/pack.h"
+#include "dist/log.h"
+#include "launch/commands.h"
+
+namespace lorashard {
+namespace {
+
+constexpr const char* kFooter =
+    "SOURCE is searched with its sub-folders for PNG, JPEG and WebP files. Their captions come from the first of "
+    "these\n"
+    "that is there, or from what --captions says:\n"
+    "  metadata_jsonl  metadata.jsonl: {\"file_name\": \"a.png\", \"text\": \"a red bird\"} a line\n"
+    "  metadata_csv    metadata.csv: the same columns, with a header\n"
+    "  txt_beside      a.txt beside a.png: its first line that isn't blank\n"
+    "  none            no captions, as DreamBooth wants it\n"
+    "  folder_names    the name of the folder a picture is in (only when asked for)\n"
+    "File names in a table are relative to it. Pictures are kept as they are, byte for byte; each is decoded once to\n"
+    "prove that it can be. The pack depends on the pictures, their names and captions and --shard-bytes alone.\n"
+    "\n"
+    "  lorashard pack pictures --out pack\n"
+    "  lorashard pack pictures --out pack --caption-column additional_feature --on-bad-image skip\n"
+    "  lorashard inspect pack --verify";
+
+constexpr size_t kShownPerReason = 20;
+
+struct PackArguments {
+  std::string source, out, on_bad_image = "stop", captions = "auto";
+  PackOptions options;
+  bool json = false;
+};
+
+/// The pictures left out, by reason: every name while they are few.
+void log_left_out(const std::vector<LeftOut>& left_out) {
+  std::map<std::string, std::vector<std::string>> by_reason;
+  for (const LeftOut& item : left_out) by_reason[item.reason].push_back(item.file_name);
+  for (const auto& [reason, names] : by_reason) {
+    log::info("left out {}: {}", names.size(), reason);
+    for (size_t i = 0; i < std::min(names.size(), kShownPerReason); ++i) log::info("  {}", names[i]);
+    if (names.size() > kShownPerReason) log::info("  and {} more; --json names all", names.size() - kShownPerReason);
+  }
+}
+
+void log_report(const PackReport& report, const std::string& out) {
+  log_left_out(report.left_out);
+  if (report.num_other_files > 0) log::info("{} other files are no pictures", report.num_other_files);
+  if (report.num_longer_caption_files > 0)
+    log::info("{} .txt files have more lines: only the first that isn't blank is the caption",
+              report.num_longer_caption_files);
+  log::info("packed {} pictures ({} with a caption, from {}) into '{}': {} shards, {:.1f} MB; {} left out",
+            report.num_samples, report.num_captions, to_string(report.caption_source), out, report.num_shards,
+            static_cast<double>(report.bytes) / 1e6, report.left_out.size());
+}
+
+void print_json(const PackReport& report, const std::string& out) {
+  nlohmann::ordered_json left_out = nlohmann::ordered_json::array();
+  for (const LeftOut& item : report.left_out)
+    left_out.push_back({{"file_name", item.file_name}, {"reason", item.reason}});
+  const nlohmann::ordered_json json = {{"pack", out},
+                                       {"hash", Pack(out).hash()},
+                                       {"num_samples", report.num_samples},
+                                       {"num_captions", report.num_captions},
+                                       {"captions", to_string(report.caption_source)},
+                                       {"num_shards", report.num_shards},
+                                       {"image_bytes", report.bytes},
+                                       {"num_skipped", report.num_skipped},
+                                       {"num_other_files", report.num_other_files},
+                                       {"num_longer_caption_files", report.num_longer_caption_files},
+                                       {"left_out", left_out}};
+  std::cout << json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n';
+}
+
+void run_pack(PackArguments& arguments) {
+  arguments.options.on_bad_image = arguments.on_bad_image == "skip" ? OnBadImage::skip : OnBadImage::stop;
+  if (arguments.captions != "auto") arguments.options.folder.captions = parse_caption_source(arguments.captions);
+  const PackReport report = pack_images(arguments.source, arguments.out, arguments.options);
+  log_report(report, arguments.out);
+  if (arguments.json) print_json(report, arguments.out);
+}
+
+}  // namespace
+
+void add_pack_command(CLI::App& app) {
+  auto arguments = std::make_shared<PackArguments>();
+  PackOptions& options = arguments->options;
+  CLI::App* command = app.add_subcommand("pack", "put captioned pictures into HDF5 shards, to train from");
+  command->footer(kFooter);
+  command->add_option("source", arguments->source, "the folder of pictures")->required();
+  command->add_option("--out", arguments->out, "the folder to make the pack in")->required();
+  command->add_option("--captions", arguments->captions, "where captions come from (see below)")
+      ->check(CLI::IsMember({"auto", "metadata_jsonl", "metadata_csv", "txt_beside", "none", "folder_names"}))
+      ->capture_default_str();
+  command->add_option("--image-column", options.folder.image_column, "the table's column of file names")
+      ->capture_default_str();
+  command->add_option("--caption-column", options.folder.caption_column, "the table's column of captions")
+      ->capture_default_str();
+  command->add_flag("--allow-missing-captions", options.folder.allow_missing_captions,
+                    "take pictures without a caption too, with an empty one");
+  command->add_option("--on-bad-image", arguments->on_bad_image, "a picture that can't be decoded: stop, or skip it")
+      ->check(CLI::IsMember({"stop", "skip"}))
+      ->capture_default_str();
+  command->add_option("--max-samples", options.max_samples, "take only the first so many (0: all)")
+      ->capture_default_str();
+  command->add_option("--shard-bytes", options.shard_bytes, "a shard ends when its pictures reach this; held in memory")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str();
+  command->add_option("--threads", options.num_threads, "threads that decode (0: one a core)")->capture_default_str();
+  command->add_flag("--overwrite", options.overwrite, "replace the pack that is in --out");
+  command->add_flag("--json", arguments->json, "the report as JSON on stdout too");
+  command->callback([arguments] { run_pack(*arguments); });
+}
+
+}  // namespace lorashard
