@@ -98,7 +98,7 @@ class Initialiser {
   explicit Initialiser(uint64_t seed) : seed_(seed) {}
 
   void fill(const torch::nn::Module& model) {
-    for (const auto& item : model.named_modules()) {
+    for (const auto& item : model.named_modules(/*name_prefix=*/"", /*include_self=*/false)) {
       const torch::nn::Module* module = item.value().get();
       if (const auto* linear = dynamic_cast<const Linear*>(module)) {
         fill_affine(linear->weight, linear->bias);
