@@ -24,7 +24,8 @@ struct TrainingState {
 };
 
 /// Writes output_dir/checkpoint-{global_step}: all files into a temporary folder, each fsynced, manifest last, then one rename and
-/// fsync of output_dir. `adapter` is the exported file beside the state. Called by one rank. Throws Error(io); nothing is left behind then.
+/// fsync of output_dir. A checkpoint of that step that is there already is replaced. `adapter` is the exported file beside the state.
+/// Called by one rank. Throws Error(io); nothing is left behind then.
 std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, const TrainingState& state, const StateDict& adapter,
                                        const Metadata& adapter_metadata);
 
@@ -34,7 +35,7 @@ TrainingState read_checkpoint(const std::filesystem::path& folder);
 /// The newest checkpoint-N of output_dir that is whole; broken ones are named in the log. By a scan, newest first.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& output_dir);
 
-/// Removes the oldest beyond `limit` (0: none), and temporary folders that a killed run left. `just_written` is re-read and verified
+/// Removes the oldest beyond `limit` (0: none), never `just_written`, and temporary folders that a killed run left. `just_written` is re-read and verified
 /// first; when it is broken nothing is removed and Error(io) is thrown.
 void remove_old_checkpoints(const std::filesystem::path& output_dir, int64_t limit, const std::filesystem::path& just_written);
 
