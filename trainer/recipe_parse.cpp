@@ -266,7 +266,9 @@ toml::table parse_override_value(const Override& override, bool wants_string) {
   refuse_hostile_text(text, where);
   if (structured) {
     toml::table table = parse_toml("value = " + text, where);
-    if (table.size() != 1) throw Error(ErrorKind::usage, fmt::format("{}: expected one value, found more", where));
+    if (table.size() != 1)
+      throw Error(ErrorKind::usage, fmt::format("{}: expected one value, found more", where),
+                  "give --set once for each key");
     return table;
   }
   if (!wants_string && text.find('\n') == std::string::npos) {
@@ -331,14 +333,16 @@ Recipe load_recipe(const std::filesystem::path& path, const std::vector<std::str
                 "recipes/ has some to start from");
   }
   if (!std::filesystem::is_regular_file(status)) {
-    throw Error(ErrorKind::usage, fmt::format("recipe '{}': expected a file, found something else", path.string()));
+    throw Error(ErrorKind::usage, fmt::format("recipe '{}': expected a file, found something else", path.string()),
+                "give the path of a TOML file");
   }
   std::ifstream file(path, std::ios::binary);
   if (!file)
     throw Error(ErrorKind::io, fmt::format("recipe '{}': it can't be opened", path.string()), "may you read it?");
   std::string text(kMostBytes + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (file.bad()) throw Error(ErrorKind::io, fmt::format("recipe '{}': reading it failed", path.string()));
+  if (file.bad())
+    throw Error(ErrorKind::io, fmt::format("recipe '{}': reading it failed", path.string()), "does the disk work?");
   text.resize(static_cast<size_t>(file.gcount()));
   return parse_recipe(text, path.string(), overrides);
 }

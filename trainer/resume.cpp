@@ -7,19 +7,8 @@
 namespace lorashard {
 
 void adopt_resolved_values(Recipe& recipe, const TrainingState& saved) {
-  const Recipe first = parse_recipe(saved.recipe, "recipe of the checkpoint");
-  if (!recipe.train.total_batch_size) {
-    recipe.train.total_batch_size = first.train.total_batch_size;
-    recipe.train.gradient_accumulation_steps.reset();
-  }
-  if (!recipe.train.max_train_steps) {
-    recipe.train.max_train_steps = first.train.max_train_steps;
-    recipe.train.num_train_epochs.reset();
-  }
-  if (recipe.optimizer.scale_lr) {
-    recipe.optimizer.learning_rate = first.optimizer.learning_rate;
-    recipe.optimizer.scale_lr = false;
-  }
+  // Length and scaled learning rate follow from the total and from the recipe's own values, so that a change of these is seen.
+  keep_total_batch_size(recipe, parse_recipe(saved.recipe, "recipe of the checkpoint"));
 }
 
 void require_same_run(const Recipe& recipe, const std::string& pack_hash, const std::string& base_hash,

@@ -7,8 +7,8 @@
 
 namespace lorashard {
 
-/// Before resolve_recipe(): where the recipe leaves total_batch_size, max_train_steps or the scaled learning rate to be derived from
-/// the rank count, takes what the first start derived, so that a resume on other ranks keeps them.
+/// Before resolve_recipe(): where the recipe leaves total_batch_size to be derived from the rank count, takes what the first start
+/// derived, so that a resume on other ranks keeps it, and with it length and scaled learning rate.
 void adopt_resolved_values(Recipe& recipe, const TrainingState& saved);
 
 /// After resolve_recipe(): throws Error(usage) naming the first identity key (with both values), or the pack or the base, that is

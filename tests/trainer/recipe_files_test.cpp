@@ -55,7 +55,8 @@ TEST(RecipeFiles, EveryRecipeThatShipsLoadsAndResolves) {
   for (const fs::path& path : files_ending(folder, ".toml")) {
     Recipe recipe = load_recipe(path);
     resolve_recipe(recipe, 2, 2, 833);
-    EXPECT_NE(index.find("(" + path.filename().string() + ")"), std::string::npos) << path << " is not in recipes/README.md";
+    EXPECT_NE(index.find("(" + path.filename().string() + ")"), std::string::npos)
+        << path << " is not in recipes/README.md";
     ++loaded;
   }
   EXPECT_GE(loaded, 2);

@@ -1,7 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <fstream>
+#include <random>
 
 #include "dist/error.h"
 #include "tests/support/temp_dir.h"
@@ -234,6 +237,61 @@ TEST(RecipeParse, HostileTextIsRefused) {
   for (int i = 0; i < 100'000; ++i) many += "k" + std::to_string(i) + "=1\n";
   EXPECT_THAT(fault(many), AllOf(HasSubstr("small.toml:20:1: unknown key 'k19'"), HasSubstr("and 99980 more")));
   EXPECT_THAT(fault("\"\\u001b[31m\" = 1\n"), HasSubstr("unknown key '\\x1b[31m'"));
+}
+
+TEST(RecipeParse, AnyDamageGivesARecipeOrAUsageError) {
+  const int count = std::getenv("LORASHARD_LONG_TESTS") ? 200'000 : 3'000;
+  std::printf("%d damaged recipes\n", count);
+  const std::string whole =
+      with("[lora]\nrank = 4\ntarget_modules = [\"to_q\", 'to_k']\n[optimizer]\nlearning_rate = 1e-4 # x\n");
+  const std::string pieces[] = {"[",
+                                "]",
+                                "{",
+                                "}",
+                                "\"",
+                                "'''",
+                                "\"\"\"",
+                                "\\u00",
+                                "=",
+                                ".",
+                                "\n",
+                                "\r",
+                                "-",
+                                "inf",
+                                "\xff",
+                                "\xf0\x9f",
+                                std::string(1, '\0'),
+                                "1e999"};
+  std::mt19937 random(3);
+  int accepted = 0;
+  for (int i = 0; i < count; ++i) {
+    std::string text = whole;
+    for (unsigned edits = 1 + random() % 3; edits > 0; --edits) {
+      const size_t at = random() % text.size();
+      switch (random() % 4) {
+        case 0:
+          text[at] = static_cast<char>(random());
+          break;
+        case 1:
+          text.erase(at, random() % 8);
+          break;
+        case 2:
+          text.insert(at, pieces[random() % std::size(pieces)]);
+          break;
+        default:
+          text.insert(at, text.substr(random() % text.size(), random() % 40));
+      }
+    }
+    try {
+      const std::string printed = print_recipe(parse(text));
+      ASSERT_EQ(print_recipe(parse(printed)), printed) << text;
+      ++accepted;
+    } catch (const Error& error) {
+      ASSERT_EQ(error.kind(), ErrorKind::usage) << text << error.what();
+    }
+  }
+  EXPECT_GT(accepted, 0);
+  EXPECT_LT(accepted, count);
 }
 
 TEST(RecipeParse, MissingFileIsWrongUse) {
