@@ -218,7 +218,7 @@ TEST(Safetensors, TheSameContentGivesTheSameBytes) {
   EXPECT_EQ(first, bytes("2"));
   EXPECT_EQ(first.substr(8, first.size() - 8 - 28),
             R"({"__metadata__":{"a":"2","z":"1"},"a":{"dtype":"I64","shape":[2],"data_offsets":[0,16]},)"
-            R"("b":{"dtype":"F32","shape":[3],"data_offsets":[16,28]}}    )");
+            R"("b":{"dtype":"F32","shape":[3],"data_offsets":[16,28]}} )");
 }
 
 TEST(Safetensors, ATensorOutlivesItsFile) {
