@@ -1,0 +1,181 @@
+#include "trainer/report.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "data/image_transform.h"
+#include "data/image_write.h"
+#include "data/pack.h"
+#include "data/sampler.h"
+#include "dist/durable_file.h"
+#include "dist/error.h"
+#include "dist/log.h"
+#include "trainer/recipe.h"
+
+namespace lorashard {
+namespace {
+
+constexpr int64_t kMostPictures = 16;
+constexpr double kScale = 1.5;  // pixels of report.png per unit of the drawing
+
+double number_or_nan(const nlohmann::json& line, const char* key) {
+  const auto found = line.find(key);
+  return found != line.end() && found->is_number() ? found->get<double>() : std::numeric_limits<double>::quiet_NaN();
+}
+
+RecordedStep parse_line(const std::string& text) {
+  const auto line = nlohmann::json::parse(text);
+  RecordedStep step;
+  step.global_step = line.at("global_step").get<int64_t>();
+  step.loss = number_or_nan(line, "loss");
+  step.lr = number_or_nan(line, "lr");
+  step.images_per_second = number_or_nan(line, "images_per_second");
+  step.wall_s = number_or_nan(line, "wall_s");
+  step.skipped = line.value("skipped", false);
+  step.world_size = line.value("world_size", int64_t{0});
+  return step;
+}
+
+double median(std::vector<double> values) {
+  std::erase_if(values, [](double value) { return std::isnan(value); });
+  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
+  std::ranges::nth_element(values, values.begin() + static_cast<int64_t>(values.size() / 2));
+  return values[values.size() / 2];
+}
+
+std::string base_name(std::filesystem::path path) {
+  if (path.filename().empty()) path = path.parent_path();  // "base/" is "base"
+  return path.filename().string();
+}
+
+std::string describe(const Recipe& recipe) {
+  const auto total = recipe.train.total_batch_size.value_or(recipe.train.train_batch_size);
+  return fmt::format("{} on {}, LoRA rank {}, {} px, {} image{} a step, {} {:g}", recipe.task,
+                     base_name(recipe.model.pretrained_model_name_or_path), recipe.lora.rank, recipe.data.resolution,
+                     total, total == 1 ? "" : "s", recipe.optimizer.optimizer, recipe.optimizer.learning_rate);
+}
+
+/// The pictures of the first slots of the run, each once, with the crop and the flip they were trained with.
+std::vector<ReportPicture> first_pictures(const Recipe& recipe, const Pack& pack, int64_t num_samples) {
+  const TransformOptions options{recipe.data.resolution, recipe.data.center_crop, recipe.data.random_flip,
+                                 parse_interpolation(recipe.data.image_interpolation_mode)};
+  const auto seed = static_cast<uint64_t>(recipe.seed);
+  const int64_t side = options.resolution;
+  const auto planes = at::empty({3, side, side}, at::kFloat);
+  std::vector<ReportPicture> pictures;
+  for (const auto& [slot, row, epoch] :
+       Sampler(seed, num_samples, std::min(num_samples, kMostPictures)).micro_batch(0)) {
+    transform_image(decode_image(pack.read_image(row), pack.file_name(row)), options, seed, slot, false, planes);
+    const auto pixels = planes.permute({1, 2, 0}).mul(0.5).add(0.5).mul(255).round().to(at::kByte).contiguous();
+    const auto* bytes = pixels.const_data_ptr<uint8_t>();
+    pictures.push_back({{side, side, {bytes, bytes + pixels.numel()}}, pack.caption(row)});
+  }
+  return pictures;
+}
+
+std::filesystem::path find_pack(const Recipe& recipe, const std::filesystem::path& run_dir) {
+  for (const auto& folder : {std::filesystem::path(recipe.data.train_data_dir), run_dir / "pack"}) {
+    if (is_pack(folder)) return folder;
+  }
+  throw Error(ErrorKind::usage, fmt::format("the pack '{}' isn't there", recipe.data.train_data_dir));
+}
+
+}  // namespace
+
+std::vector<RecordedStep> read_metrics(const std::filesystem::path& path) {
+  std::istringstream text(read_file(path));
+  std::vector<RecordedStep> steps;
+  int64_t number = 0;
+  for (std::string line; std::getline(text, line);) {
+    ++number;
+    const bool unfinished = text.eof();  // no newline behind it: the run was writing it
+    try {
+      steps.push_back(parse_line(line));
+    } catch (const nlohmann::json::exception& error) {
+      if (unfinished) break;
+      throw Error(ErrorKind::bad_data, fmt::format("reading '{}' line {}: {}", path.string(), number, error.what()));
+    }
+  }
+  return steps;
+}
+
+std::vector<double> running_mean(const std::vector<double>& values, int64_t window) {
+  std::vector<double> means;
+  for (size_t end = 1; end <= values.size(); ++end) {
+    double sum = 0;
+    int64_t count = 0;
+    for (size_t i = end - std::min<size_t>(end, window); i < end; ++i) {
+      if (std::isnan(values[i])) continue;
+      sum += values[i];
+      ++count;
+    }
+    means.push_back(count > 0 ? sum / static_cast<double>(count) : std::numeric_limits<double>::quiet_NaN());
+  }
+  return means;
+}
+
+RunSummary summarise(const std::string& name, const std::vector<RecordedStep>& steps) {
+  LORASHARD_CHECK(!steps.empty(), "a summary of no step");
+  RunSummary summary;
+  summary.name = name;
+  summary.steps = steps.back().global_step;
+  summary.smoothing_steps = std::max<int64_t>(1, static_cast<int64_t>(steps.size()) / 20);
+  std::vector<double> losses, speeds;
+  double group_wall_s = 0;
+  for (const auto& step : steps) {
+    losses.push_back(step.loss);
+    speeds.push_back(step.images_per_second);
+    summary.skipped_steps += step.skipped;
+    if (step.world_size > 0) {
+      summary.min_ranks = summary.min_ranks == 0 ? step.world_size : std::min(summary.min_ranks, step.world_size);
+      summary.max_ranks = std::max(summary.max_ranks, step.world_size);
+    }
+    // Each process group counts from zero: a fall is a restart.
+    if (step.wall_s < group_wall_s) summary.wall_s += group_wall_s;
+    if (!std::isnan(step.wall_s)) group_wall_s = step.wall_s;
+  }
+  summary.wall_s += group_wall_s;
+  summary.last_loss = losses.back();
+  summary.final_loss = running_mean(losses, summary.smoothing_steps).back();
+  summary.images_per_second = median(speeds);
+  return summary;
+}
+
+RunSummary write_report(const std::filesystem::path& run_dir, const std::filesystem::path& out) {
+  if (!std::filesystem::exists(run_dir / "recipe.toml")) {
+    throw Error(ErrorKind::usage, fmt::format("reporting on '{}': it has no recipe.toml", run_dir.string()),
+                "give the output_dir of a run");
+  }
+  const Recipe recipe = load_recipe(run_dir / "recipe.toml");
+  const auto steps = read_metrics(run_dir / "metrics.jsonl");
+  if (steps.empty()) {
+    throw Error(ErrorKind::usage, fmt::format("reporting on '{}': no step is finished yet", run_dir.string()));
+  }
+  RunSummary summary = summarise(base_name(std::filesystem::absolute(run_dir).lexically_normal()), steps);
+  summary.settings = describe(recipe);
+  summary.max_train_steps = recipe.train.max_train_steps.value_or(0);
+
+  std::vector<ReportPicture> pictures;
+  std::string note;
+  try {
+    const Pack pack(find_pack(recipe, run_dir));
+    const int64_t most = recipe.data.max_train_samples;
+    summary.num_samples = most > 0 ? std::min(most, pack.num_samples()) : pack.num_samples();
+    pictures = first_pictures(recipe, pack, summary.num_samples);
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::internal) throw;
+    note = "No pictures: " + error.message();  // a pack that was moved away takes nothing from the curves
+    log::warning("{}", note);
+  }
+  const auto png = encode_png(render_svg(draw_report(summary, steps, pictures, note), kScale));
+  write_durably(out, std::string_view(reinterpret_cast<const char*>(png.data()), png.size()));
+  return summary;
+}
+
+}  // namespace lorashard
