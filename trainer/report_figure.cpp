@@ -123,7 +123,7 @@ std::pair<double, double> usual_range(std::vector<double> values, const std::vec
 std::pair<double, double> step_range(const std::vector<RecordedStep>& steps) {
   const auto first = static_cast<double>(steps.front().global_step),
              last = static_cast<double>(steps.back().global_step);
-  return first < last ? std::pair{std::min(first, last * 0.0 + first), last} : std::pair{first - 1, first + 1};
+  return first < last ? std::pair{first, last} : std::pair{first - 1, first + 1};
 }
 
 std::string draw_loss(const RunSummary& summary, const std::vector<RecordedStep>& steps) {

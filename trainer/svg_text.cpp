@@ -22,6 +22,14 @@ double character_width(std::string_view character) {
   return c >= 'A' && c <= 'Z' ? 0.71 : 0.61;
 }
 
+void pop_character(std::string& text) {
+  bool continues = true;
+  while (continues && !text.empty()) {
+    continues = (static_cast<uint8_t>(text.back()) & 0xc0) == 0x80;
+    text.pop_back();
+  }
+}
+
 std::vector<std::string_view> split_words(std::string_view text) {
   std::vector<std::string_view> words;
   while (!text.empty()) {
@@ -108,11 +116,7 @@ std::vector<std::string> wrap_text(const std::string& text, double width, double
   lines.resize(max_lines);
   std::string& last = lines.back();
   const std::string dots = "...";
-  while (!last.empty() && text_width(last + dots, font_size) > width) {
-    last.pop_back();
-    while (!last.empty() && (static_cast<uint8_t>(last.back()) & 0xc0) == 0x80) last.pop_back();
-    if (!last.empty() && static_cast<uint8_t>(last.back()) >= 0xc0) last.pop_back();
-  }
+  while (!last.empty() && text_width(last + dots, font_size) > width) pop_character(last);
   last += dots;
   return lines;
 }
