@@ -196,7 +196,8 @@ class SpecialTokens {
 
   void read_added_tokens_json() {
     const fs::path file = folder_ / "added_tokens.json";
-    for (const auto& [token, id] : parse_if_there(file).items()) {
+    const Json json = parse_if_there(file);
+    for (const auto& [token, id] : json.items()) {
       bool special = false;
       for (const auto& [name, spec] : named_) special = special || spec.content == token;
       for (const TokenSpec& spec : extra_) special = special || spec.content == token;

@@ -7,15 +7,19 @@
 
 namespace lorashard {
 
+/// Each call writes one whole record. All throw Error(io). Not thread-safe.
 class EventFile {
  public:
-  /// Creates events.out.tfevents.<time>.<host> in `folder`. Throws Error(io).
+  /// Creates events.out.tfevents.<time>.<host> in `folder`, which is made when it isn't there.
   explicit EventFile(const std::filesystem::path& folder);
   ~EventFile();
+  /// The run goes on at `step`: TensorBoard drops what earlier files of the folder hold from there on.
+  void restart(int64_t step);
   void scalar(const std::string& tag, int64_t step, double value);
   void image(const std::string& tag, int64_t step, int64_t height, int64_t width, const std::string& png);
   void text(const std::string& tag, int64_t step, const std::string& value);
   void flush();
+  const std::filesystem::path& path() const;
 
  private:
   struct Impl;

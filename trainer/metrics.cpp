@@ -1,0 +1,140 @@
+#include "trainer/metrics.h"
+
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "dist/durable_file.h"
+#include "dist/error.h"
+#include "dist/log.h"
+#include "trainer/tensorboard.h"
+
+namespace lorashard {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The shortest text that reads back as the same double; JSON has no word for what is not finite.
+std::string number(double value) { return std::isfinite(value) ? fmt::format("{}", value) : "null"; }
+
+std::string json_line(const StepMetrics& m) {
+  return fmt::format(
+      "{{\"global_step\": {}, \"epoch\": {}, \"loss\": {}, \"lr\": {}, \"grad_norm\": {}, \"skipped\": {}, "
+      "\"step_ms\": {}, "
+      "\"images_per_second\": {}, \"data_wait_ms\": {}, \"wall_s\": {}}}\n",
+      m.global_step, number(m.epoch), number(m.loss), number(m.lr), number(m.grad_norm), m.skipped, number(m.step_ms),
+      number(m.images_per_second), number(m.data_wait_ms), number(m.wall_s));
+}
+
+bool belongs_before(std::string_view line, int64_t first_step) {
+  const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return false;
+  const auto step = json.find("global_step");
+  return step != json.end() && step->is_number_integer() && step->get<int64_t>() <= first_step;
+}
+
+/// Leaves the whole lines of steps up to `first_step`; the file changes by one rename or not at all.
+void cut_after(const fs::path& file, int64_t first_step) {
+  if (!fs::exists(file)) return;
+  const std::string text = read_file(file, uint64_t{1} << 40);
+  std::string kept;
+  for (size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    const std::string_view line = std::string_view(text).substr(begin, end + 1 - begin);
+    if (belongs_before(line, first_step)) kept += line;
+  }
+  if (kept.size() != text.size()) write_durably(file, kept);
+}
+
+std::string duration(double seconds) {
+  const auto s = int64_t(std::max(0.0, seconds) + 0.5);
+  if (s >= 86400) return fmt::format("{} d {:02d} h", s / 86400, s % 86400 / 3600);
+  if (s >= 3600) return fmt::format("{} h {:02d} min", s / 3600, s % 3600 / 60);
+  if (s >= 60) return fmt::format("{} min {:02d} s", s / 60, s % 60);
+  return fmt::format("{} s", s);
+}
+
+}  // namespace
+
+struct Metrics::Impl {
+  ~Impl() {
+    if (descriptor >= 0) ::close(descriptor);
+  }
+
+  void append(std::string_view line) {
+    while (!line.empty()) {
+      const ssize_t written = ::write(descriptor, line.data(), line.size());
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) throw errno_error(fmt::format("writing '{}'", file.string()));
+      line.remove_prefix(size_t(written));
+    }
+  }
+
+  void report(const StepMetrics& m) {
+    for (const auto& [tag, value] : {std::pair{"train/loss", m.loss},
+                                     {"train/lr", m.lr},
+                                     {"train/grad_norm", m.grad_norm},
+                                     {"train/images_per_second", m.images_per_second},
+                                     {"train/data_wait_ms", m.data_wait_ms}}) {
+      if (std::isfinite(value)) events->scalar(tag, m.global_step, value);
+    }
+  }
+
+  void show(const StepMetrics& m) {
+    // Recent steps count most: the first ones are slower, and checkpoints and validation are in wall_s too.
+    const double seconds = m.wall_s - last_wall_s;
+    last_wall_s = m.wall_s;
+    seconds_per_step = seconds_per_step ? 0.95 * *seconds_per_step + 0.05 * seconds : seconds;
+    const int64_t left = std::max<int64_t>(0, max_train_steps - m.global_step);
+    log::status(fmt::format("step {}/{}  loss {:.4f}  lr {:.3g}  grad_norm {:.3g}  {:.3g} img/s  ETA {}{}",
+                            m.global_step, max_train_steps, m.loss, m.lr, m.grad_norm, m.images_per_second,
+                            duration(double(left) * *seconds_per_step), m.skipped ? "  (update skipped)" : ""));
+  }
+
+  fs::path file;
+  int descriptor = -1;
+  int64_t max_train_steps = 0;
+  std::unique_ptr<EventFile> events;
+  double last_wall_s = 0;
+  std::optional<double> seconds_per_step;
+};
+
+Metrics::Metrics(const fs::path& output_dir, const std::vector<std::string>& report_to, const std::string& logging_dir,
+                 int64_t first_step, int64_t max_train_steps)
+    : impl_(std::make_unique<Impl>()) {
+  impl_->file = output_dir / "metrics.jsonl";
+  impl_->max_train_steps = max_train_steps;
+  for (const std::string& target : report_to) {
+    if (target != "tensorboard") {
+      throw Error(ErrorKind::usage, fmt::format("report_to '{}': expected \"tensorboard\" or nothing", target));
+    }
+  }
+  cut_after(impl_->file, first_step);
+  impl_->descriptor = ::open(impl_->file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (impl_->descriptor < 0) throw errno_error(fmt::format("opening '{}'", impl_->file.string()));
+  if (report_to.empty()) return;
+  impl_->events = std::make_unique<EventFile>(output_dir / logging_dir);
+  impl_->events->restart(first_step + 1);
+}
+
+Metrics::~Metrics() { log::status(""); }
+
+void Metrics::write(const StepMetrics& metrics) {
+  impl_->append(json_line(metrics));
+  if (impl_->events) impl_->report(metrics);
+  impl_->show(metrics);
+}
+
+void Metrics::flush() {
+  if (::fdatasync(impl_->descriptor) != 0) throw errno_error(fmt::format("flushing '{}'", impl_->file.string()));
+  if (impl_->events) impl_->events->flush();
+}
+
+}  // namespace lorashard
