@@ -199,7 +199,7 @@ TEST(Checkpoint, ATruncatedOrLongerFileIsNamed) {
 TEST(Checkpoint, EveryFlippedBitIsFound) {
   const TempDir run;
   const fs::path folder = write(run.path(), 3);
-  const int flips = std::getenv("LORASHARD_LONG_TESTS") ? 20000 : 500;
+  const int flips = std::getenv("LORASHARD_LONG_TESTS") ? 20000 : 300;
   std::printf("%d bit flips over %zu files\n", flips, names_in(folder).size());
   std::mt19937_64 generator(11);
   const auto names = names_in(folder);
