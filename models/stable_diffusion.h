@@ -28,9 +28,9 @@ struct StableDiffusion {
 };
 
 struct StableDiffusionOptions {
-  std::string variant;                    ///< "fp16": *.fp16.safetensors
-  std::filesystem::path vae_folder;       ///< another VAE: its folder (or the pipeline folder that holds vae/); empty: the base's own
-  std::string prediction_type;            ///< overrides the scheduler's; empty: the base's own
+  std::string variant = {};                    ///< "fp16": *.fp16.safetensors
+  std::filesystem::path vae_folder = {};       ///< another VAE: its folder (or the pipeline folder that holds vae/); empty: the base's own
+  std::string prediction_type = {};            ///< overrides the scheduler's; empty: the base's own
   at::ScalarType dtype = at::kFloat;      ///< of the frozen weights
 };
 
