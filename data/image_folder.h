@@ -50,8 +50,8 @@ struct ImageFolder {
 struct ImageFolderOptions {
   std::string image_column = "file_name";
   std::string caption_column = "text";
-  bool allow_missing_captions = false;    ///< keep pictures without a caption (empty caption) beside captioned ones
-  std::optional<CaptionSource> captions;  ///< which source to read; empty: the first that exists
+  bool allow_missing_captions = false;  ///< keep pictures without a caption (empty caption) beside captioned ones
+  std::optional<CaptionSource> captions = std::nullopt;  ///< which source to read; empty: the first that exists
 };
 
 /// Throws Error(usage) when the folder doesn't exist or holds no picture to take, Error(bad_data) with file and line

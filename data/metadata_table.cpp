@@ -89,7 +89,7 @@ nlohmann::json parse_object(std::string_view text, const Place& place) {
   try {
     object = nlohmann::json::parse(text, watch);
   } catch (const nlohmann::json::exception& error) {
-    broken(place, fmt::format("expected a JSON object: {}", error.what()));
+    if (!too_deep) broken(place, fmt::format("expected a JSON object: {}", error.what()));
   }
   if (too_deep) broken(place, fmt::format("JSON nested deeper than {}", kMaxJsonDepth));
   if (!twice.empty()) broken(place, fmt::format("the key '{}' is there twice", twice));
@@ -104,6 +104,8 @@ std::optional<std::string> text_of(const nlohmann::json& object, const std::stri
   if (!found->is_string())
     broken(place, fmt::format("'{}': expected a text, found {}", key, found->type_name()),
            found->is_array() ? "a picture has one caption: choose one of them" : "");
+  if (found->get_ref<const std::string&>().find('\0') != std::string::npos)
+    broken(place, fmt::format("'{}': found a zero byte in the text", key));
   return found->get<std::string>();
 }
 

@@ -15,7 +15,7 @@ namespace lorashard {
 enum class OnBadImage { stop, skip };
 
 struct PackOptions {
-  ImageFolderOptions folder;
+  ImageFolderOptions folder = {};
   OnBadImage on_bad_image = OnBadImage::stop;
   int64_t shard_bytes = int64_t{256} << 20;  ///< a shard is closed when its pictures reach this many bytes
   int num_threads = 0;                       ///< 0: one per core. Changes nothing in the bytes written
