@@ -23,7 +23,7 @@ def code_of(text):
 
 
 def subcommands_of(help_text):
-    body = re.split(r"(?mi)^subcommands:", help_text)[1]
+    body = re.split(r"(?mi)^subcommands:", help_text)[1].split("\n\n")[0]
     return set(re.findall(r"(?m)^  ([a-z][a-z-]*)\s", body))
 
 
