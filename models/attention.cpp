@@ -2,9 +2,12 @@
 
 #include <ATen/ATen.h>
 
+#include "models/small_attention.h"
+
 namespace lorashard {
 
 at::Tensor multi_head_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t heads) {
+  if (is_small_attention(q, k, heads)) return small_attention(q, k, v, heads);
   const auto split = [heads](const at::Tensor& x) { return x.unflatten(-1, {heads, -1}).transpose(1, 2); };
   return at::scaled_dot_product_attention(split(q), split(k), split(v)).transpose(1, 2).flatten(2);
 }
