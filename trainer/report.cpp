@@ -17,6 +17,7 @@
 #include "dist/error.h"
 #include "dist/log.h"
 #include "trainer/recipe.h"
+#include "trainer/svg_text.h"
 
 namespace lorashard {
 namespace {
@@ -56,9 +57,10 @@ std::string base_name(std::filesystem::path path) {
 
 std::string describe(const Recipe& recipe) {
   const auto total = recipe.train.total_batch_size.value_or(recipe.train.train_batch_size);
-  return fmt::format("{} on {}, LoRA rank {}, {} px, {} image{} a step, {} {:g}", recipe.task,
+  return fmt::format("{} on {}, LoRA rank {}, {} px, {} image{} a step, {} {}", recipe.task,
                      base_name(recipe.model.pretrained_model_name_or_path), recipe.lora.rank, recipe.data.resolution,
-                     total, total == 1 ? "" : "s", recipe.optimizer.optimizer, recipe.optimizer.learning_rate);
+                     total, total == 1 ? "" : "s", recipe.optimizer.optimizer,
+                     short_number(recipe.optimizer.learning_rate));
 }
 
 /// The pictures of the first slots of the run, each once, with the crop and the flip they were trained with.
@@ -106,16 +108,12 @@ std::vector<RecordedStep> read_metrics(const std::filesystem::path& path) {
 }
 
 std::vector<double> running_mean(const std::vector<double>& values, int64_t window) {
-  std::vector<double> means;
-  for (size_t end = 1; end <= values.size(); ++end) {
-    double sum = 0;
-    int64_t count = 0;
-    for (size_t i = end - std::min<size_t>(end, window); i < end; ++i) {
-      if (std::isnan(values[i])) continue;
-      sum += values[i];
-      ++count;
-    }
-    means.push_back(count > 0 ? sum / static_cast<double>(count) : std::numeric_limits<double>::quiet_NaN());
+  std::vector<double> sums{0}, counts{0}, means;
+  for (const double value : values) {
+    sums.push_back(sums.back() + (std::isnan(value) ? 0 : value));
+    counts.push_back(counts.back() + (std::isnan(value) ? 0 : 1));
+    const size_t end = sums.size() - 1, begin = end - std::min<size_t>(end, window);
+    means.push_back((sums[end] - sums[begin]) / (counts[end] - counts[begin]));  // 0 / 0 is NaN
   }
   return means;
 }

@@ -49,7 +49,7 @@ struct ReportPicture {
 std::string draw_report(const RunSummary& summary, const std::vector<RecordedStep>& steps,
                         const std::vector<ReportPicture>& pictures, const std::string& note);
 
-inline constexpr int kFigureWidth = 1200, kFigureHeight = 740;
+inline constexpr int kFigureWidth = 1200, kFigureHeight = 758;
 
 /// Writes RUN_DIR/report.png (or `out`) and returns the summary. Throws Error(usage) when `run_dir` is no run
 /// directory.

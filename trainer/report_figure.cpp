@@ -28,9 +28,9 @@ constexpr const char* kSkipped = "#d92d20";
 struct Frame {
   double x, y, width, height;
 };
-constexpr Frame kPictures{36, 124, 520, 590};
-constexpr Frame kLoss{652, 150, 512, 330};
-constexpr Frame kRate{652, 552, 512, 110};
+constexpr Frame kPictures{36, 128, 520, 612};
+constexpr Frame kLoss{652, 134, 512, 376};
+constexpr Frame kRate{652, 578, 512, 118};
 
 std::string text(double x, double y, double size, const std::string& content, const std::string& colour = kInk,
                  const std::string& anchor = "start", const std::string& more = "") {
@@ -49,7 +49,8 @@ std::vector<double> ticks(double low, double high, int count, double smallest_st
   const double unit = rough / power;
   const double step = std::max((unit <= 1 ? 1 : unit <= 2 ? 2 : unit <= 5 ? 5 : 10) * power, smallest_step);
   std::vector<double> values;
-  for (double i = std::ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; ++i) values.push_back(i * step);
+  for (double i = std::ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; ++i)
+    values.push_back(i * step + 0.0);  // never -0
   return values;
 }
 
@@ -63,7 +64,7 @@ struct Axes {
 std::string draw_axes(const Axes& axes, const std::string& title, int num_y_ticks,
                       const std::function<std::string(double)>& y_label, bool x_labels) {
   const Frame& f = axes.frame;
-  std::string svg = text(f.x - 44, f.y - 16, 14, title, kInk, "start", "font-weight='bold'");
+  std::string svg = text(f.x - 44, f.y - 20, 14, title, kInk, "start", "font-weight='bold'");
   for (const double value : ticks(axes.y_low, axes.y_high, num_y_ticks)) {
     svg += line(f.x, axes.y(value), f.x + f.width, axes.y(value), kGridLine);
     svg += text(f.x - 8, axes.y(value) + 4, 12, y_label(value), kGrey, "end");
@@ -92,10 +93,18 @@ std::string draw_curve(const Axes& axes, const std::vector<RecordedStep>& steps,
     points.clear();
     num_points = 0;
   };
+  // Of thousands of steps that share a column of pixels, the lowest and the highest say all.
+  const size_t bin = std::max<size_t>(1, values.size() / 1500);
   for (size_t i = 0; i < values.size(); ++i) {
     if (std::isnan(values[i])) {
       finish(i);
       continue;
+    }
+    if (bin > 2) {
+      const auto [lowest, highest] =
+          std::minmax_element(values.begin() + static_cast<int64_t>(i / bin * bin),
+                              values.begin() + static_cast<int64_t>(std::min(i / bin * bin + bin, values.size())));
+      if (values[i] != *lowest && values[i] != *highest) continue;
     }
     points += fmt::format("{:.2f},{:.2f} ", axes.x(static_cast<double>(steps[i].global_step)), axes.y(values[i]));
     ++num_points;
@@ -104,12 +113,12 @@ std::string draw_curve(const Axes& axes, const std::vector<RecordedStep>& steps,
   return svg;
 }
 
-/// Without the outermost hundredth on either side, so that one spike doesn't flatten the rest.
+/// Without the outermost fortieth on either side, so that one spike doesn't flatten the rest.
 std::pair<double, double> usual_range(std::vector<double> values, const std::vector<double>& always_inside) {
   std::erase_if(values, [](double value) { return !std::isfinite(value); });
   if (values.empty()) return {0, 1};
   std::ranges::sort(values);
-  const size_t cut = values.size() / 100;
+  const size_t cut = values.size() / 40;
   double low = values[cut], high = values[values.size() - 1 - cut];
   for (const double value : always_inside) {
     if (!std::isfinite(value)) continue;
@@ -129,37 +138,42 @@ std::pair<double, double> step_range(const std::vector<RecordedStep>& steps) {
 std::string draw_loss(const RunSummary& summary, const std::vector<RecordedStep>& steps) {
   std::vector<double> raw;
   for (const auto& step : steps) raw.push_back(step.loss);
-  const auto smooth = running_mean(raw, summary.smoothing_steps);
+  auto smooth = running_mean(raw, summary.smoothing_steps);
+  // The first means are of a few steps only: as jumpy as the steps, and the eye takes them for a trend.
+  std::fill_n(smooth.begin(), summary.smoothing_steps / 3, std::nan(""));
   const auto [low, high] = usual_range(raw, smooth);
   const auto [first, last] = step_range(steps);
   const Axes axes{kLoss, first, last, low, high};
   const Frame& f = kLoss;
   const int digits = high - low < 0.02 ? 4 : high - low < 0.2 ? 3 : 2;
   std::string svg = draw_axes(
-      axes, "Training loss (mean squared error)", 6,
-      [&](double value) { return fmt::format("{:.{}f}", value, digits); }, true);
+      axes, "Training loss (MSE)", 6, [&](double value) { return fmt::format("{:.{}f}", value, digits); }, true);
   svg += fmt::format(
       "<clipPath id='loss'><rect x='{}' y='{}' width='{}' height='{}'/></clipPath><g clip-path='url(#loss)'>\n", f.x,
       f.y - 2, f.width + 3, f.height + 4);
-  svg += draw_curve(axes, steps, raw, kRawLoss, steps.size() > 400 ? 0.7 : 1.1);
+  const bool smoothed = summary.smoothing_steps > 1;
+  svg += draw_curve(axes, steps, raw, smoothed ? kRawLoss : kSmoothLoss,
+                    !smoothed            ? 2
+                    : steps.size() > 400 ? 0.7
+                                         : 1.1);
   for (const auto& step : steps) {
     const double x = axes.x(static_cast<double>(step.global_step));
     if (step.skipped) svg += line(x, f.y + f.height - 10, x, f.y + f.height, kSkipped, 1.5);
   }
-  if (summary.smoothing_steps > 1) svg += draw_curve(axes, steps, smooth, kSmoothLoss, 2.4);
+  if (smoothed) svg += draw_curve(axes, steps, smooth, kSmoothLoss, 2.4);
   svg += "</g>\n";
 
   double x = f.x + f.width;
   const auto entry = [&](const std::string& label, const char* colour, double width) {
     x -= text_width(label, 12);
-    svg += text(x, f.y - 16, 12, label, kGrey);
-    svg += line(x - 26, f.y - 20, x - 6, f.y - 20, colour, width);
+    svg += text(x, f.y - 20, 12, label, kGrey);
+    svg += line(x - 26, f.y - 24, x - 6, f.y - 24, colour, width);
     x -= 40;
   };
   if (summary.skipped_steps > 0) entry("skipped", kSkipped, 2);
-  if (summary.smoothing_steps > 1) entry(fmt::format("mean of {}", summary.smoothing_steps), kSmoothLoss, 2.4);
-  entry("each step", kRawLoss, 1.2);
-  return svg + text(f.x + f.width / 2, f.y + f.height + 38, 12, "optimizer step", kGrey, "middle");
+  if (smoothed) entry(fmt::format("mean of {}", summary.smoothing_steps), kSmoothLoss, 2.4);
+  entry("each step", smoothed ? kRawLoss : kSmoothLoss, smoothed ? 1.2 : 2);
+  return svg;
 }
 
 std::string draw_learning_rate(const std::vector<RecordedStep>& steps) {
@@ -171,8 +185,7 @@ std::string draw_learning_rate(const std::vector<RecordedStep>& steps) {
   }
   const auto [first, last] = step_range(steps);
   const Axes axes{kRate, first, last, 0, highest > 0 ? highest * 1.12 : 1};
-  const auto label = [](double value) { return value == 0 ? std::string("0") : fmt::format("{:.3g}", value); };
-  return draw_axes(axes, "Learning rate", 3, label, true) + draw_curve(axes, steps, rates, kLearningRate, 2) +
+  return draw_axes(axes, "Learning rate", 3, short_number, true) + draw_curve(axes, steps, rates, kLearningRate, 2) +
          text(kRate.x + kRate.width / 2, kRate.y + kRate.height + 38, 12, "optimizer step", kGrey, "middle");
 }
 
@@ -187,25 +200,27 @@ std::string draw_pictures(const RunSummary& summary, const std::vector<ReportPic
     }
     return svg;
   }
-  const int columns = 4;
-  const double gap = 12, tile = (kPictures.width - gap * (columns - 1)) / columns, row_height = tile + 27;
+  const size_t columns = pictures.size() > 9 ? 4 : pictures.size() > 4 ? 3 : 2;
+  const double gap = 12,
+               tile = (kPictures.width - gap * static_cast<double>(columns - 1)) / static_cast<double>(columns),
+               row_height = tile + 33;
   const auto pixels = static_cast<int64_t>(tile * 2);
   std::string svg =
-      text(kPictures.x, kPictures.y - 10, 14,
+      text(kPictures.x, kLoss.y - 20, 14,
            fmt::format("The first {} of {} pictures, as trained on", pictures.size(), summary.num_samples), kInk,
            "start", "font-weight='bold'");
   for (size_t i = 0; i < pictures.size(); ++i) {
     const double x = kPictures.x + static_cast<double>(i % columns) * (tile + gap);
-    const double y = kPictures.y + 4 + static_cast<double>(i / columns) * row_height;
+    const double y = kPictures.y + static_cast<double>(i / columns) * row_height;
     const Image small = resize(pictures[i].image, {pixels, pixels}, Interpolation::lanczos);
     svg += fmt::format("<image x='{:.1f}' y='{:.1f}' width='{:.1f}' height='{:.1f}' xlink:href='{}'/>\n", x, y, tile,
                        tile, png_data_uri(small));
     svg += fmt::format("<rect x='{:.1f}' y='{:.1f}' width='{:.1f}' height='{:.1f}' fill='none' stroke='{}'/>\n", x, y,
                        tile, tile, kGridLine);
-    double baseline = y + tile + 11;
-    for (const auto& part : wrap_text(pictures[i].caption, tile, 9.5, 2)) {
-      svg += text(x, baseline, 9.5, part, kGrey);
-      baseline += 11;
+    double baseline = y + tile + 12;
+    for (const auto& part : wrap_text(pictures[i].caption, tile, 10, 2)) {
+      svg += text(x, baseline, 10, part, kGrey);
+      baseline += 11.5;
     }
   }
   return svg;
@@ -214,14 +229,15 @@ std::string draw_pictures(const RunSummary& summary, const std::vector<ReportPic
 std::string duration(double seconds) {
   const auto whole = static_cast<int64_t>(std::llround(seconds));
   if (whole < 60) return fmt::format("{:.1f} s", seconds);
-  if (whole < 3600) return fmt::format("{} min {} s", whole / 60, whole % 60);
+  if (whole < 600) return fmt::format("{} min {} s", whole / 60, whole % 60);
+  if (whole < 3600) return fmt::format("{} min", whole / 60);
   return fmt::format("{} h {} min", whole / 3600, whole % 3600 / 60);
 }
 
 std::string draw_title(const RunSummary& summary) {
   std::vector<std::string> facts;
   const bool done = summary.max_train_steps == 0 || summary.steps >= summary.max_train_steps;
-  facts.push_back(done ? fmt::format("{} steps", summary.steps)
+  facts.push_back(done ? fmt::format("{} step{}", summary.steps, summary.steps == 1 ? "" : "s")
                        : fmt::format("step {} of {}", summary.steps, summary.max_train_steps));
   if (std::isfinite(summary.final_loss)) facts.push_back(fmt::format("loss {:.4f}", summary.final_loss));
   if (std::isfinite(summary.images_per_second))

@@ -1,5 +1,8 @@
 #include "trainer/svg_text.h"
 
+#include <fmt/format.h>
+
+#include <cmath>
 #include <cstdint>
 #include <string_view>
 #include <utility>
@@ -79,6 +82,20 @@ std::string escape_xml(const std::string& text) {
     }
   }
   return out;
+}
+
+std::string short_number(double value) {
+  const std::string plain = fmt::format("{:.4g}", value);
+  if (value == 0 || std::abs(value) >= 0.01) return plain;
+  std::string scientific = fmt::format("{:.2e}", value);  // "1.50e-05"
+  const size_t e = scientific.find('e');
+  std::string digits = scientific.substr(0, e), exponent = scientific.substr(e + 2);
+  while (digits.back() == '0' || digits.back() == '.') {
+    const bool point = digits.back() == '.';
+    digits.pop_back();
+    if (point) break;
+  }
+  return fmt::format("{}e-{}", digits, std::stoi(exponent));
 }
 
 double text_width(const std::string& text, double font_size) {

@@ -8,6 +8,9 @@ namespace lorashard {
 /// UTF-8 text with XML's special characters escaped and what XML can't hold (control characters) left out.
 std::string escape_xml(const std::string& text);
 
+/// "0", "0.25", "1e-4": as few characters as say it.
+std::string short_number(double value);
+
 /// About how wide `text` is in a sans-serif face of `font_size`; wide rather than narrow.
 double text_width(const std::string& text, double font_size);
 
