@@ -120,7 +120,8 @@ class ConfigFile {
   }
 
   Error fault(const std::string& why) const {
-    return Error(ErrorKind::bad_data, fmt::format("reading model config '{}': {}", path_, why));
+    return Error(ErrorKind::bad_data, fmt::format("reading model config '{}': {}", path_, why),
+                 "expected a Stable Diffusion 1.x or 2.x model in the diffusers layout");
   }
 
  private:

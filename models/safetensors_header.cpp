@@ -263,7 +263,8 @@ std::string check_layout(const std::map<std::string, SafetensorsEntry>& tensors,
 
 SafetensorsHeader parse_safetensors_header(std::string_view file, const std::string& what) {
   const auto require = [&](bool good, const std::string& why) {
-    if (!good) throw Error(ErrorKind::bad_data, fmt::format("reading safetensors '{}': {}", what, why));
+    if (!good) throw Error(ErrorKind::bad_data, fmt::format("reading safetensors '{}': {}", what, why),
+                           "the file is cut off, damaged or of another kind; copy or download it again");
   };
   if (file.size() < 8) require(false, fmt::format("it has {} bytes, too few for a header", file.size()));
   uint64_t header_bytes = 0;  // little-endian, like every machine this runs on

@@ -70,7 +70,7 @@ std::string hint_for_missing(const fs::path& folder, const std::string& stem, co
       return fmt::format("it has '{}': pickled weights are not read; save the model with safe_serialization=True", old);
     }
   }
-  return "";
+  return "a base model is a whole diffusers folder; copy or download the missing file";
 }
 
 WeightFiles find_weights(const fs::path& folder, const std::string& stem, const std::string& variant) {
