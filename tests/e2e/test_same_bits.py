@@ -100,3 +100,17 @@ def test_without_deterministic_the_ranks_still_agree_closely(work, undisturbed):
     # Six Adam steps at 1e-3 may turn a near-zero gradient's sign: at most a few steps' length apart.
     assert all((fast[key] - exact[key]).abs().max() < 4e-3 for key in exact)
     assert [round(line["loss"], 4) for line in metrics(work / "fast")][:1] == [round(undisturbed[1][0], 4)]
+
+
+def test_bf16_writes_the_same_bytes_on_any_rank_count(work):
+    for ranks in (1, 3):
+        lorashard("launch", recipe(work, f"bf16-{ranks}", train__mixed_precision="bf16"), "--ranks", ranks)
+    assert adapter_hash(work / "bf16-1") == adapter_hash(work / "bf16-3")
+
+
+@pytest.mark.skipif("avx512f" not in open("/proc/cpuinfo").read(), reason="this CPU has no AVX-512: AVX2 is what the others ran with")
+def test_forced_to_avx2_the_rank_counts_agree_among_themselves(work):
+    avx2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+    for ranks in (1, 2):
+        lorashard("launch", recipe(work, f"avx2-{ranks}"), "--ranks", ranks, env={**os.environ, **avx2})
+    assert adapter_hash(work / "avx2-1") == adapter_hash(work / "avx2-2")
