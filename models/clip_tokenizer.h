@@ -11,7 +11,7 @@ namespace lorashard {
 
 class CLIPTokenizer {
  public:
-  /// Reads vocab.json + merges.txt, or tokenizer.json where those are absent, and the pad token of tokenizer_config.json.
+  /// Reads tokenizer.json, or vocab.json + merges.txt where it is absent, and the special tokens and length beside it.
   /// Throws Error(usage) when none is there, Error(bad_data) for a broken one.
   explicit CLIPTokenizer(const std::filesystem::path& folder);
 
