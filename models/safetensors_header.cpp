@@ -18,7 +18,8 @@ constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 constexpr size_t kMaxTensors = 100'000;
 constexpr size_t kMaxDims = 8;
 constexpr size_t kMaxNameBytes = 1024;
-constexpr size_t kMaxStringBytes = size_t{8} << 20;     // one metadata value (kohya's tag counts reach some hundred kB)
+constexpr size_t kMaxStringBytes = size_t{8} << 20;  // one metadata value (kohya's tag counts reach some hundred kB)
+constexpr size_t kMaxMetadataKeys = 100'000;
 constexpr size_t kMaxMetadataBytes = size_t{32} << 20;  // all of them
 
 struct DtypeName {
@@ -168,6 +169,8 @@ class HeaderSax {
     metadata_bytes_ += key.size();
     if (metadata_bytes_ > kMaxMetadataBytes)
       return stop(fmt::format("more than {} bytes of metadata", kMaxMetadataBytes));
+    if (metadata.size() == kMaxMetadataKeys)
+      return stop(fmt::format("more than {} keys of metadata", kMaxMetadataKeys));
     return metadata.emplace(key, "").second || stop(fmt::format("metadata key {} is there twice", in_quotes(key)));
   }
 
@@ -190,14 +193,22 @@ class HeaderSax {
   Raw* raw_ = nullptr;
 };
 
-/// The parser gathers a string before it hands it over, so an endless one must be refused before parsing.
-bool has_endless_string(std::string_view header) {
-  size_t at = 0;
-  while ((at = header.find('"', at)) != header.npos) {
-    const size_t start = ++at;
-    while (at < header.size() && header[at] != '"') at += header[at] == '\\' ? 2 : 1;
-    if (std::min(at, header.size()) - start > kMaxStringBytes) return true;
-    ++at;
+/// The parser gathers a token (and the white space before it) before it hands it over, so an endless one must be
+/// refused before parsing.
+bool has_endless_token(std::string_view header) {
+  size_t start = 0;  // of what lies between two of the characters that structure JSON
+  for (size_t at = 0; at < header.size(); ++at) {
+    const char c = header[at];
+    if (c == '"') {
+      start = ++at;
+      while (at < header.size() && header[at] != '"') at += header[at] == '\\' ? 2 : 1;
+      if (std::min(at, header.size()) - start > kMaxStringBytes) return true;
+      start = at + 1;
+    } else if (c == ',' || c == ':' || c == '[' || c == ']' || c == '{' || c == '}') {
+      start = at + 1;
+    } else if (at - start > kMaxStringBytes) {
+      return true;
+    }
   }
   return false;
 }
@@ -273,11 +284,12 @@ SafetensorsHeader parse_safetensors_header(std::string_view file, const std::str
     require(false, fmt::format("it says its header has {} bytes, but the file has {} (and a header at most {})",
                                header_bytes, file.size(), kMaxHeaderBytes));
   }
-  const std::string_view header = file.substr(8, header_bytes);
+  std::string_view header = file.substr(8, header_bytes);
+  header = header.substr(0, header.find_last_not_of(" \t\r\n") + 1);  // padding may be long
   require(!header.empty() && header.front() == '{', "the header doesn't start with '{'");
   // The JSON parser takes a NUL for the end of its input and would not look at what follows.
   require(header.find('\0') == header.npos, "the header holds a NUL byte");
-  require(!has_endless_string(header), fmt::format("the header holds a string of more than {} bytes", kMaxStringBytes));
+  require(!has_endless_token(header), fmt::format("the header holds a token of more than {} bytes", kMaxStringBytes));
 
   HeaderSax sax;
   const bool parsed = nlohmann::json::sax_parse(header.begin(), header.end(), &sax);

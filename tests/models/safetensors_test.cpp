@@ -49,6 +49,7 @@ TEST(Safetensors, AcceptsWhatTheFormatAllows) {
   EXPECT_EQ(fault_of(file_bytes("{}", 0)), "");
   EXPECT_EQ(fault_of(file_bytes("{} \n\t\r  ", 0)), "");
   EXPECT_EQ(fault_of(file_bytes(kGood, 19)), "");
+  EXPECT_EQ(fault_of(file_bytes(kGood + std::string(9 << 20, ' '), 19)), "");
   EXPECT_EQ(fault_of(file_bytes(R"({"__metadata__":{"format":"pt","":""}})", 0)), "");
   EXPECT_EQ(fault_of(file_bytes(R"({"s":{"dtype":"F32","shape":[],"data_offsets":[0,4]}})", 4)), "");
   EXPECT_EQ(
@@ -129,7 +130,9 @@ TEST(Safetensors, RefusesEachAttackAndNamesIt) {
       {R"({"__metadata__":{},"__metadata__":{}})", 0, "'__metadata__' is there twice"},
       {"{\"a\":" + std::string(200'000, '['), 0, "is an array"},
       {"{\"" + std::string(2000, 'n') + "\":{}}", 0, "more than 1024 bytes"},
-      {"{\"__metadata__\":{\"k\":\"" + std::string(9 << 20, 'v') + "\"}}", 0, "string of more than"},
+      {"{" + std::string(9 << 20, ' ') + "}", 0, "token of more than"},
+      {R"({"a":{"shape":[)" + std::string(9 << 20, '1'), 0, "token of more than"},
+      {"{\"__metadata__\":{\"k\":\"" + std::string(9 << 20, 'v') + "\"}}", 0, "token of more than"},
   };
   for (const Attack& attack : attacks) {
     SCOPED_TRACE(attack.header.substr(0, 120));
