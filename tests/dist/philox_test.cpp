@@ -75,7 +75,7 @@ TEST(Philox, NormalsHaveTheMomentsOfTheNormalDistribution) {
 TEST(Philox, AShorterFillIsThePrefixOfALongerOne) {
   std::vector<float> all(23);
   fill_normal(all, 1, 2, Purpose::noise);
-  for (size_t size = 0; size < all.size(); ++size) {
+  for (size_t size = 1; size < all.size(); ++size) {
     std::vector<float> some(size);
     fill_normal(some, 1, 2, Purpose::noise);
     EXPECT_EQ(std::memcmp(some.data(), all.data(), size * sizeof(float)), 0) << size;
