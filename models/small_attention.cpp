@@ -247,7 +247,7 @@ at::Tensor small_attention(const at::Tensor& q, const at::Tensor& k, const at::T
       out,
       [&](SmallAttentionBackward& node) {
         node.shape = shape;
-        node.q = q_rows.detach(), node.k = k_rows.detach(), node.v = v_rows.detach();
+        node.q = q_rows, node.k = k_rows, node.v = v_rows;
         node.probabilities = probabilities;
       },
       q, k, v);

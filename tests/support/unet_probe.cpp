@@ -1,0 +1,87 @@
+// unet_probe MODEL_DIR INPUTS.safetensors OUT_DIR: the oracle's view of the UNet and its LoRA adapter.
+// INPUTS holds sample, timesteps, encoder_hidden_states and, for a gradient, target; its metadata holds dtype and, for
+// an adapter, targets (comma between), rank, alpha and lora (a file in diffusers' keys). OUT_DIR receives
+// out.safetensors, parameters.txt (names in order), lora_modules.txt and pytorch_lora_weights.safetensors.
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "dist/error.h"
+#include "models/lora.h"
+#include "models/lora_state_dict.h"
+#include "models/model_config.h"
+#include "models/safetensors.h"
+#include "models/state_dict.h"
+#include "models/unet_2d_condition.h"
+
+using namespace lorashard;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string option(const Metadata& metadata, const std::string& key, const std::string& fallback) {
+  const auto found = metadata.find(key);
+  return found == metadata.end() ? fallback : found->second;
+}
+
+LoraOptions lora_options(const Metadata& metadata) {
+  LoraOptions options;
+  options.rank = std::stoll(option(metadata, "rank", "4"));
+  options.alpha = std::stod(option(metadata, "alpha", "4"));
+  options.target_modules.clear();
+  std::stringstream targets(metadata.at("targets"));
+  for (std::string target; std::getline(targets, target, ',');) options.target_modules.push_back(target);
+  return options;
+}
+
+void run(const fs::path& model_dir, const fs::path& inputs, const fs::path& out_dir) {
+  const SafetensorsFile file(inputs);
+  const at::ScalarType dtype = option(file.metadata(), "dtype", "float32") == "bfloat16" ? at::kBFloat16 : at::kFloat;
+
+  UNet2DConditionModel unet(read_unet_config(model_dir / "unet" / "config.json"));
+  load_state_dict(unet, read_component_weights(model_dir / "unet", "diffusion_pytorch_model"), "unet", dtype);
+  std::ofstream names(out_dir / "parameters.txt");
+  for (const auto& item : unet.named_parameters()) names << item.key() << '\n';
+
+  LoraAdapter adapter;
+  if (file.metadata().contains("targets")) {
+    adapter.add("unet", unet, lora_options(file.metadata()));
+    adapter.allocate(1);
+    if (file.metadata().contains("lora")) {
+      const std::string path = file.metadata().at("lora");
+      load_diffusers(adapter, SafetensorsFile(path).tensors(), path);
+    }
+    write_safetensors(out_dir / "pytorch_lora_weights.safetensors", to_diffusers(adapter), {{"format", "pt"}});
+    std::ofstream paths(out_dir / "lora_modules.txt");
+    for (const LoraModule& module : adapter.modules()) paths << module.path << '\n';
+  }
+
+  StateDict results;
+  const at::Tensor output = unet.forward(file.tensor("sample").to(dtype), file.tensor("timesteps"),
+                                         file.tensor("encoder_hidden_states").to(dtype));
+  results["output"] = output.detach().to(at::kFloat).contiguous();
+  if (file.contains("target")) {
+    at::mse_loss(output.to(at::kFloat), file.tensor("target")).backward();
+    for (const LoraParameter& parameter : adapter.parameters()) results["grad/" + parameter.key] = parameter.gradient;
+  }
+  write_safetensors(out_dir / "out.safetensors", results);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 4) {
+    fmt::print(stderr, "usage: unet_probe MODEL_DIR INPUTS.safetensors OUT_DIR\n");
+    return 2;
+  }
+  try {
+    run(argv[1], argv[2], argv[3]);
+  } catch (const Error& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return exit_code(error.kind());
+  }
+  return 0;
+}
