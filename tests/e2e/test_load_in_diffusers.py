@@ -1,0 +1,88 @@
+"""The exported adapter in diffusers: every key is used, and its UNet answers as lorashard's did with the same weights."""
+
+import logging
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from lorashard_runs import lorashard, make_base, make_pack, make_pictures, write_recipe
+
+STEPS = 3
+ADAPTERS = {
+    "attention": {},
+    "alpha_is_not_rank": {"lora__rank": 4, "lora__lora_alpha": 10.0},
+    "feed_forward_too": {"lora__lora_alpha": 2.0, "lora__target_modules": ["to_q", "to_v", "ff.net.0.proj", "ff.net.2"]},
+}
+
+
+class Records(logging.Handler):
+    """Everything diffusers and peft have to say about what they load."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def said():
+    records, loggers = Records(), [logging.getLogger(name) for name in ("diffusers", "peft")]
+    for logger in loggers:
+        logger.addHandler(records)
+    yield records.lines
+    for logger in loggers:
+        logger.removeHandler(records)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("load-in-diffusers")
+    make_pack(folder / "pack", make_pictures(folder / "pictures"))
+    make_base(folder / "tiny-sd15", "tiny-sd15")
+    make_base(folder / "tiny-sd21", "tiny-sd21")
+    return folder
+
+
+def train(work, name, preset, steps, **overrides):
+    recipe = write_recipe(work / f"{name}.toml", work / preset, work / "pack", work / name, train__train_batch_size=2,
+                          train__total_batch_size=4, train__max_train_steps=steps, debug__trace_steps=steps,
+                          optimizer__learning_rate=0.02, **overrides)
+    lorashard("train", recipe)
+    return work / name
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("preset", ["tiny-sd15", "tiny-sd21"])
+def test_loads_whole_and_answers_alike(work, said, preset, adapter):
+    run = train(work, f"{preset}-{adapter}", preset, STEPS, **ADAPTERS[adapter])
+    # One step more of the same run: its last prediction is the UNet's with the weights that `run` exported.
+    longer = load_file(train(work, f"{preset}-{adapter}-longer", preset, STEPS + 1, **ADAPTERS[adapter]) / "trace.safetensors")
+
+    pipeline = StableDiffusionPipeline.from_pretrained(work / preset, safety_checker=None, feature_extractor=None,
+                                                       requires_safety_checker=False)
+    said.clear()
+    pipeline.load_lora_weights(run)
+    # Of any file without text encoder layers diffusers says so; nothing else may be said.
+    other = [line for line in said if not line.startswith("No LoRA keys associated to CLIPTextModel found")]
+    assert not other, f"diffusers had something to say: {other}"
+    exported = load_file(run / "pytorch_lora_weights.safetensors")
+    loaded = {name for name, _ in pipeline.unet.named_parameters() if ".lora_" in name}
+    assert len(loaded) == len(exported) > 0
+    assert all(value.any() for value in exported.values()), "an adapter that was not trained proves nothing"
+
+    micro = f"step{STEPS}/micro{2 * STEPS}/"
+    inputs = [longer[micro + name] for name in ("noisy_latents", "timesteps", "encoder_hidden_states")]
+    with torch.no_grad():
+        with_adapter = pipeline.unet(*inputs).sample
+        pipeline.disable_lora()
+        without = pipeline.unet(*inputs).sample
+    expected = longer[micro + "model_pred"]
+    error = ((with_adapter - expected).norm() / expected.norm()).item()
+    effect = ((without - expected).norm() / expected.norm()).item()
+    print(f"{preset} {adapter}: {len(exported)} tensors, error {error:.1e}, the adapter changes {effect:.1e}")
+    assert error <= 1e-5
+    assert effect > 1e-3, "the adapter changes too little for its loading to be seen"

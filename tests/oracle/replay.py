@@ -1,0 +1,232 @@
+"""Replays a run's trace.safetensors in diffusers, transformers, peft and torch, and says how far apart they are.
+
+    python tests/oracle/replay.py RUN_DIR [--trace NAME]        exit code 1 when anything is outside its limit
+
+From the recipe, the base model and, of the trace, only pixel_values, input_ids and the parameters before each step, this makes
+everything else again: row numbers, noise and timesteps (Philox, philox_reference.py), latents, text embeddings, noisy latents,
+target, prediction, loss, gradients; then, from the trace's gradients, the clipped norm, the learning rate and the weights.
+Every step starts from the trace's own parameters: Adam's first steps amplify rounding (the sign of near-zero gradients).
+"""
+
+import argparse
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+import philox_reference as philox
+
+# The largest error allowed of each kind; relative to the norm of what is expected unless said otherwise.
+LIMITS = {
+    "sample_ids": 0,  # equal
+    "timesteps": 0,  # equal
+    "noise": 1e-6,
+    "latents": 1e-5,
+    "encoder_hidden_states": 1e-5,
+    "noisy_latents": 1e-5,
+    "target": 1e-5,
+    "model_pred": 1e-5,
+    "loss": 1e-5,
+    "gradient": 5e-5,  # of all tensors together
+    "gradient of a tensor": 5e-4,  # relative to the larger of its norm and 1e-3 of the whole gradient's
+    "grad_norm": 1e-5,
+    "lr": 0,  # the same double in metrics.jsonl, the same float in the trace
+    "weights": 1e-6,  # of each tensor, after each update
+    "mean loss": 1e-6,  # metrics.jsonl against the trace's micro-batches
+}
+
+
+class Errors:
+    """The worst error of each kind and where it was found."""
+
+    def __init__(self):
+        self.worst = {}
+
+    def add(self, kind, error, where):
+        if kind not in self.worst or not error <= self.worst[kind][0]:
+            self.worst[kind] = (float(error), where)
+
+    def compare(self, kind, found, expected, where):
+        if found.shape != expected.shape:
+            raise ValueError(f"{where}: {kind} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
+        self.add(kind, (found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30), where)
+
+    def equal(self, kind, found, expected, where):
+        self.add(kind, 0 if found == expected else float("inf"), where)
+
+    def outside(self):
+        """Kinds outside their limit, or never compared."""
+        return [kind for kind, limit in LIMITS.items() if kind not in self.worst or not self.worst[kind][0] <= limit]
+
+    def table(self):
+        lines = [f"{'compared':24}{'worst':>10}{'limit':>10}  at"]
+        for kind, limit in LIMITS.items():
+            error, where = self.worst.get(kind, (float("nan"), "never compared"))
+            lines.append(f"{kind:24}{error:10.1e}{limit:10.0e}  {where}")
+        return "\n".join(lines)
+
+
+def peft_name(key):
+    """The trace's "unet.<path>.lora.down.weight" or "unet.<path>.lora_A.weight" as peft names the parameter of a UNet."""
+    path, part = re.fullmatch(r"unet\.(.+)\.(lora\.down|lora\.up|lora_A|lora_B)\.weight", key).groups()
+    return f"{path}.{'lora_A' if part in ('lora.down', 'lora_A') else 'lora_B'}.default.weight"
+
+
+class Replay:
+    def __init__(self, run_dir, trace_name="trace.safetensors"):
+        self.run_dir = Path(run_dir)
+        self.recipe = tomllib.loads((self.run_dir / "recipe.toml").read_text(encoding="utf-8"))
+        self.trace = load_file(self.run_dir / trace_name)
+        with safe_open(self.run_dir / trace_name, "pt") as file:
+            self.scales = {key: float(scale) for key, scale in file.metadata().items() if key.startswith("unet.")}
+        self.keys = sorted(key.removeprefix("init/") for key in self.trace if key.startswith("init/"))
+        self.steps = sorted({int(key.split("/")[0][4:]) for key in self.trace if key.startswith("step")})
+        self.metrics = {line["global_step"]: line for line in map(
+            json.loads, (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())}
+        self.errors = Errors()
+        self._load_base()
+        self._add_adapter()
+        self.num_samples = self._num_samples()
+
+    def _load_base(self):
+        model = self.recipe["model"]
+        base = Path(model["pretrained_model_name_or_path"])
+        vae = model.get("pretrained_vae_model_name_or_path") or base / "vae"
+        self.vae = AutoencoderKL.from_pretrained(vae).eval()
+        self.text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder").eval()
+        self.unet = UNet2DConditionModel.from_pretrained(base / "unet").requires_grad_(False)
+        self.scheduler = DDPMScheduler.from_pretrained(base / "scheduler")
+        if model.get("prediction_type"):
+            self.scheduler.register_to_config(prediction_type=model["prediction_type"])
+
+    def _add_adapter(self):
+        lora = self.recipe["lora"]
+        self.unet.add_adapter(LoraConfig(r=lora["rank"], lora_alpha=lora["lora_alpha"],
+                                         target_modules=lora["target_modules"], init_lora_weights="gaussian"))
+        self.parameters = {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+        ours = {peft_name(key) for key in self.keys}
+        if ours != self.parameters.keys():
+            raise ValueError(f"layers with an adapter differ from peft's: {sorted(ours ^ self.parameters.keys())[:6]}")
+        wrong = {key: scale for key, scale in self.scales.items() if scale != lora["lora_alpha"] / lora["rank"]}
+        if wrong or set(self.scales) != set(self.keys):
+            raise ValueError(f"the trace's scales are not lora_alpha / rank of every key: {self.scales}")
+
+    def _num_samples(self):
+        data = self.recipe["data"]
+        packed = json.loads((Path(data["train_data_dir"]) / "index.json").read_text(encoding="utf-8"))["num_samples"]
+        return min(packed, data.get("max_train_samples") or packed)
+
+    def replay(self):
+        for step in self.steps:
+            self._replay_step(step)
+        self._replay_updates()
+        return self.errors
+
+    def _replay_step(self, step):
+        before = "init/" if step == self.steps[0] else f"step{step - 1}/param/"
+        with torch.no_grad():
+            for key in self.keys:
+                self.parameters[peft_name(key)].copy_(self.trace[before + key])
+        self.unet.zero_grad()
+        train = self.recipe["train"]
+        count = train["total_batch_size"] // train["train_batch_size"]
+        losses = []
+        for m in range(step * count, (step + 1) * count):
+            losses.append(self._replay_micro_batch(f"step{step}/micro{m}/", m, train["train_batch_size"]))
+            (losses[-1] / count).backward()
+        self._compare_gradients(step)
+        traced = torch.stack([self.trace[f"step{step}/micro{m}/loss"] for m in range(step * count, (step + 1) * count)])
+        logged = torch.tensor(self.metrics[step + 1]["loss"], dtype=torch.float64)
+        self.errors.compare("mean loss", logged, traced.double().mean(), f"step{step}")
+
+    def _replay_micro_batch(self, at, m, batch):
+        compare = lambda kind, expected: self.errors.compare(kind, self.trace[at + kind], expected, at)
+        latent_shape = tuple(self.trace[at + "latents"].shape[1:])
+        seed, slots = self.recipe["seed"], range(m * batch, (m + 1) * batch)
+        draw = lambda purpose: torch.stack(
+            [torch.from_numpy(philox.normal(seed, slot, purpose, latent_shape)) for slot in slots])
+
+        steps = self.scheduler.config.num_train_timesteps
+        timesteps = torch.tensor([philox.uniform_int(seed, slot, philox.TIMESTEP, steps) for slot in slots])
+        noise, vae_noise = draw(philox.NOISE), draw(philox.VAE_SAMPLE)
+        self.errors.equal("sample_ids", self.trace[at + "sample_ids"].tolist(),
+                          [philox.sample_id(seed, slot, self.num_samples) for slot in slots], at)
+        self.errors.equal("timesteps", self.trace[at + "timesteps"].tolist(), timesteps.tolist(), at)
+        compare("noise", noise)
+
+        with torch.no_grad():
+            distribution = self.vae.encode(self.trace[at + "pixel_values"]).latent_dist
+            latents = (distribution.mean + distribution.std * vae_noise) * self.vae.config.scaling_factor
+            encoder_hidden_states = self.text_encoder(self.trace[at + "input_ids"])[0]
+        compare("latents", latents)
+        compare("encoder_hidden_states", encoder_hidden_states)
+
+        noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
+        target = {"epsilon": lambda: noise,
+                  "v_prediction": lambda: self.scheduler.get_velocity(latents, noise, timesteps),
+                  "sample": lambda: latents}[self.scheduler.config.prediction_type]()
+        model_pred = self.unet(noisy_latents, timesteps, encoder_hidden_states).sample
+        loss = F.mse_loss(model_pred.float(), target.float())
+        compare("noisy_latents", noisy_latents)
+        compare("target", target)
+        compare("model_pred", model_pred.detach())
+        compare("loss", loss.detach())
+        return loss
+
+    def _compare_gradients(self, step):
+        found = {key: self.trace[f"step{step}/grad/{key}"].double() for key in self.keys}
+        expected = {key: self.parameters[peft_name(key)].grad.double() for key in self.keys}
+        flat = lambda gradients: torch.cat([gradients[key].flatten() for key in self.keys])
+        self.errors.compare("gradient", flat(found), flat(expected), f"step{step}")
+        whole = flat(expected).norm()
+        for key in self.keys:
+            error = (found[key] - expected[key]).norm() / torch.maximum(expected[key].norm(), 1e-3 * whole)
+            self.errors.add("gradient of a tensor", error, f"step{step}/grad/{key}")
+
+    def _replay_updates(self):
+        """The optimizer's own path over all steps: only its gradients come from the trace."""
+        train, options, schedule = self.recipe["train"], self.recipe["optimizer"], self.recipe["lr_scheduler"]
+        weights = {key: torch.nn.Parameter(self.trace[f"init/{key}"].clone()) for key in self.keys}
+        optimizer = torch.optim.AdamW(weights.values(), lr=options["learning_rate"],
+                                      betas=(options["adam_beta1"], options["adam_beta2"]),
+                                      weight_decay=options["adam_weight_decay"], eps=options["adam_epsilon"])
+        lr_scheduler = get_scheduler(schedule["lr_scheduler"], optimizer, num_warmup_steps=schedule["lr_warmup_steps"],
+                                     num_training_steps=train["max_train_steps"], num_cycles=schedule["lr_num_cycles"],
+                                     power=schedule["lr_power"])
+        for step in self.steps:
+            for key, weight in weights.items():
+                weight.grad = self.trace[f"step{step}/grad/{key}"].clone()
+            norm = torch.nn.utils.clip_grad_norm_(weights.values(), train["max_grad_norm"])
+            self.errors.compare("grad_norm", self.trace[f"step{step}/grad_norm"], norm, f"step{step}")
+            lr = optimizer.param_groups[0]["lr"]
+            self.errors.equal("lr", (self.metrics[step + 1]["lr"], self.trace[f"step{step}/lr"].item()),
+                              (lr, torch.tensor(lr, dtype=torch.float32).item()), f"step{step}")
+            optimizer.step()
+            lr_scheduler.step()
+            for key, weight in weights.items():
+                self.errors.compare("weights", self.trace[f"step{step}/param/{key}"], weight.detach(),
+                                    f"step{step}/param/{key}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir")
+    parser.add_argument("--trace", default="trace.safetensors", help="file name in RUN_DIR")
+    arguments = parser.parse_args()
+    errors = Replay(arguments.run_dir, arguments.trace).replay()
+    print(errors.table())
+    return 1 if errors.outside() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
