@@ -1,4 +1,5 @@
 // The `lorashard` program. main() is the one place that turns an Error into a line on stderr and an exit code.
+#include <csignal>
 #include <exception>
 
 #include "dist/agreement.h"
@@ -21,6 +22,9 @@ constexpr const char* kFooter =
 
 int main(int argc, char** argv) {
   using namespace lorashard;
+  // A full file-size limit or a closed pipe is an error of the write that met it, not the end of the process.
+  std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);
   CLI::App app("lorashard trains LoRA adapters for Stable Diffusion on one CPU or many.", "lorashard");
   app.footer(kFooter);
   app.require_subcommand(1);
