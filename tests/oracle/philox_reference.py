@@ -1,4 +1,4 @@
-"""The random numbers of a run, written a second time from docs/determinism.md alone, in numpy."""
+"""The random numbers of a run a second time, in numpy, as docs/determinism.md specifies them."""
 
 import numpy as np
 

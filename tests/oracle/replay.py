@@ -3,8 +3,9 @@
     python tests/oracle/replay.py RUN_DIR [--trace NAME]        exit code 1 when anything is outside its limit
 
 From the recipe, the base model and, of the trace, only pixel_values, input_ids and the parameters before each step, this makes
-everything else again: row numbers, noise and timesteps (Philox, philox_reference.py), latents, text embeddings, noisy latents,
-target, prediction, loss, gradients; then, from the trace's gradients, the clipped norm, the learning rate and the weights.
+everything else again: the adapter's first values, row numbers, noise and timesteps (Philox, philox_reference.py), latents, text
+embeddings, noisy latents, target, prediction, loss, gradients; then, from the trace's gradients, the clipped norm, the learning
+rate and the weights.
 Every step starts from the trace's own parameters: Adam's first steps amplify rounding (the sign of near-zero gradients).
 """
 
@@ -28,6 +29,7 @@ import philox_reference as philox
 
 # The largest error allowed of each kind; relative to the norm of what is expected unless said otherwise.
 LIMITS = {
+    "init": 1e-6,  # the adapter's first values
     "sample_ids": 0,  # equal
     "timesteps": 0,  # equal
     "noise": 1e-6,
@@ -91,6 +93,8 @@ class Replay:
             self.scales = {key: float(scale) for key, scale in file.metadata().items() if key.startswith("unet.")}
         self.keys = sorted(key.removeprefix("init/") for key in self.trace if key.startswith("init/"))
         self.steps = sorted({int(key.split("/")[0][4:]) for key in self.trace if key.startswith("step")})
+        if self.steps[:1] != [0]:
+            raise ValueError(f"'{trace_name}' doesn't start at step 0: the optimizer's state before it is not known")
         self.metrics = {line["global_step"]: line for line in map(
             json.loads, (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())}
         self.errors = Errors()
@@ -127,13 +131,24 @@ class Replay:
         return min(packed, data.get("max_train_samples") or packed)
 
     def replay(self):
+        self._compare_init()
         for step in self.steps:
             self._replay_step(step)
         self._replay_updates()
         return self.errors
 
+    def _compare_init(self):
+        """down ~ N(0, 1 / rank), numbered in the order of diffusers' modules; up = 0."""
+        keys = {peft_name(key): key for key in self.keys}
+        modules = [name for name, module in self.unet.named_modules() if hasattr(module, "lora_A")]
+        for position, name in enumerate(modules):
+            down, up = (self.trace["init/" + keys[f"{name}.{part}.default.weight"]] for part in ("lora_A", "lora_B"))
+            normal = philox.normal(self.recipe["seed"], position, philox.LORA_INIT, tuple(down.shape))
+            self.errors.compare("init", down, torch.from_numpy(normal) / self.recipe["lora"]["rank"], name)
+            self.errors.equal("init", up.count_nonzero().item(), 0, name)
+
     def _replay_step(self, step):
-        before = "init/" if step == self.steps[0] else f"step{step - 1}/param/"
+        before = "init/" if step == 0 else f"step{step - 1}/param/"
         with torch.no_grad():
             for key in self.keys:
                 self.parameters[peft_name(key)].copy_(self.trace[before + key])
