@@ -189,12 +189,16 @@ bool read_pixels(VipsImage* image, PixelLayout layout, const Placement& place, u
     if (vips_region_prepare(region.get(), &strip) != 0) return false;
     for (int y = top; y < top + strip.height; ++y) {
       const VipsPel* in = VIPS_REGION_ADDR(region.get(), 0, y);
+      uint8_t* const out = rgb + (place.start + y * place.step_y) * 3;
+      uint8_t* const converted = place.step_x == 1 ? out : row.data();
       if (image->BandFmt == VIPS_FORMAT_USHORT)
-        convert_row(reinterpret_cast<const uint16_t*>(in), image->Xsize, layout, row.data());
+        convert_row(reinterpret_cast<const uint16_t*>(in), image->Xsize, layout, converted);
+      else if (layout == PixelLayout::rgb)
+        std::copy_n(in, static_cast<size_t>(image->Xsize) * 3, converted);
       else
-        convert_row(in, image->Xsize, layout, row.data());
-      int64_t pixel = place.start + y * place.step_y;
-      for (int64_t x = 0; x < image->Xsize; ++x, pixel += place.step_x) std::copy_n(&row[x * 3], 3, rgb + pixel * 3);
+        convert_row(in, image->Xsize, layout, converted);
+      if (converted == out) continue;
+      for (int64_t x = 0; x < image->Xsize; ++x) std::copy_n(&row[x * 3], 3, out + x * place.step_x * 3);
     }
   }
   return true;

@@ -1,5 +1,7 @@
 // Decoded pictures: 8-bit RGB, upright. PNG, JPEG and WebP of every colour type: palette, grey, grey+alpha, RGBA (over
-// white), 16-bit, CMYK; EXIF orientation applied. The pixels of plain RGB files equal Pillow's. Thread-safe.
+// white), 16-bit (the high byte), CMYK (Pillow's arithmetic); EXIF orientation applied; of an animation the first
+// frame. Colour profiles are ignored, those of CMYK too, as the reference scripts do. The pixels equal Pillow's.
+// Thread-safe.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -24,7 +26,8 @@ struct DecodeLimits {
 };
 
 /// Decodes the whole file held in `bytes`. Throws Error(bad_data) naming `name` for truncated or broken files,
-/// unknown formats and anything beyond `limits`; never returns grey fill for missing data.
+/// unknown formats and anything beyond `limits`; never returns grey fill for missing data, so a JPEG that libjpeg
+/// as much as warns about is refused.
 Image decode_image(std::span<const uint8_t> bytes, const std::string& name, const DecodeLimits& limits = {});
 
 }  // namespace lorashard

@@ -10,6 +10,17 @@
 #include "data/image_write.h"
 #include "dist/error.h"
 
+#ifdef __SANITIZE_THREAD__
+/// These libraries are built without the sanitizer, which doesn't see GLib's futexes.
+extern "C" const char* __tsan_default_suppressions() {
+  return "called_from_lib:libglib-2.0\n"
+         "called_from_lib:libgobject-2.0\n"
+         "called_from_lib:libvips\n"
+         "called_from_lib:libpng16\n"
+         "called_from_lib:libz.so\n";
+}
+#endif
+
 namespace lorashard {
 namespace {
 
