@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <numbers>
 #include <utility>
 
@@ -136,32 +137,28 @@ Image resize_nearest(const Image& image, ImageSize size, const Region& region) {
 
 /// Rows of pixels on their way through the passes. kRowPadding bytes are readable behind each.
 struct Rows {
-  std::vector<uint8_t> storage;
+  std::unique_ptr<uint8_t[]> storage;
   std::vector<const uint8_t*> pointers;
 };
 
-Rows make_rows(int64_t num_rows, int64_t row_bytes) {
-  Rows rows{std::vector<uint8_t>(num_rows * row_bytes + kRowPadding), std::vector<const uint8_t*>(num_rows)};
-  for (int64_t y = 0; y < num_rows; ++y) rows.pointers[y] = &rows.storage[y * row_bytes];
-  return rows;
+std::vector<uint8_t*> row_pointers(uint8_t* first, int64_t num_rows, int64_t row_bytes) {
+  std::vector<uint8_t*> pointers(num_rows);
+  for (int64_t y = 0; y < num_rows; ++y) pointers[y] = first + y * row_bytes;
+  return pointers;
 }
 
-std::vector<uint8_t*> writable(Rows& rows) {
-  std::vector<uint8_t*> pointers;
-  for (const uint8_t* row : rows.pointers) pointers.push_back(rows.storage.data() + (row - rows.storage.data()));
-  return pointers;
+std::unique_ptr<uint8_t[]> make_storage(int64_t num_rows, int64_t row_bytes) {
+  return std::make_unique_for_overwrite<uint8_t[]>(num_rows * row_bytes + kRowPadding);
 }
 
 /// Rows [begin, end) of `image`: the rows that follow serve as padding, so that only the last few are copied.
 Rows rows_of(const Image& image, int64_t begin, int64_t end) {
   const int64_t row_bytes = image.width * 3, num_rows = end - begin;
   const int64_t copied = std::min(num_rows, (kRowPadding + row_bytes - 1) / row_bytes);
-  Rows rows = make_rows(copied, row_bytes);
-  std::memcpy(rows.storage.data(), &image.rgb[(end - copied) * row_bytes], copied * row_bytes);
-  std::vector<const uint8_t*> pointers;
-  for (int64_t y = begin; y < end - copied; ++y) pointers.push_back(&image.rgb[y * row_bytes]);
-  pointers.insert(pointers.end(), rows.pointers.begin(), rows.pointers.end());
-  rows.pointers = std::move(pointers);
+  Rows rows{make_storage(copied, row_bytes), {}};
+  std::memcpy(rows.storage.get(), &image.rgb[(end - copied) * row_bytes], copied * row_bytes);
+  for (int64_t y = begin; y < end - copied; ++y) rows.pointers.push_back(&image.rgb[y * row_bytes]);
+  for (int64_t y = 0; y < copied; ++y) rows.pointers.push_back(&rows.storage[y * row_bytes]);
   return rows;
 }
 
@@ -171,29 +168,29 @@ std::pair<int64_t, int64_t> range_of(const ResizeTaps& taps) {
 }
 
 Rows horizontal_pass(const Rows& in, const ResizeTaps& taps, const ResizeKernels& kernels) {
-  Rows out = make_rows(static_cast<int64_t>(in.pointers.size()), static_cast<int64_t>(taps.first.size()) * 3 + 1);
-  kernels.horizontal(in.pointers.data(), writable(out).data(), static_cast<int64_t>(in.pointers.size()), taps);
-  return out;
+  const auto num_rows = static_cast<int64_t>(in.pointers.size());
+  const int64_t row_bytes = static_cast<int64_t>(taps.first.size()) * 3 + 1;
+  auto storage = make_storage(num_rows, row_bytes);
+  const auto out = row_pointers(storage.get(), num_rows, row_bytes);
+  kernels.horizontal(in.pointers.data(), out.data(), num_rows, taps);
+  return {std::move(storage), {out.begin(), out.end()}};
 }
 
 /// `in` holds the source rows from range_of(taps).first on.
-Rows vertical_pass(const Rows& in, const ResizeTaps& taps, int64_t row_bytes, const ResizeKernels& kernels) {
-  const auto num_rows = static_cast<int64_t>(taps.first.size());
-  Rows out = make_rows(num_rows, row_bytes);
-  const auto targets = writable(out);
-  for (int64_t y = 0; y < num_rows; ++y) {
+void vertical_pass(const Rows& in, const ResizeTaps& taps, const std::vector<uint8_t*>& out, int64_t row_bytes,
+                   const ResizeKernels& kernels) {
+  for (size_t y = 0; y < out.size(); ++y) {
     const uint8_t* const* sources = &in.pointers[taps.first[y] - taps.first.front()];
-    kernels.vertical(sources, &taps.weight[y * taps.stride], taps.count[y], targets[y], row_bytes);
+    kernels.vertical(sources, &taps.weight[y * taps.stride], taps.count[y], out[y], row_bytes);
   }
-  return out;
 }
 
 void skip_pixels(Rows& rows, int64_t count) {
   for (auto& row : rows.pointers) row += count * 3;
 }
 
-Rows resample(const Image& image, ImageSize size, const Region& region, Interpolation interpolation,
-              const ResizeKernels& kernels) {
+Image resample(const Image& image, ImageSize size, const Region& region, Interpolation interpolation,
+               const ResizeKernels& kernels) {
   const bool horizontal = size.width != image.width, vertical = size.height != image.height;
   ResizeTaps across, down;
   if (horizontal) across = make_taps(image.width, size.width, region.left, region.width, interpolation);
@@ -201,19 +198,31 @@ Rows resample(const Image& image, ImageSize size, const Region& region, Interpol
   const auto [begin, end] = vertical ? range_of(down) : std::pair{region.top, region.top + region.height};
   Rows rows = rows_of(image, begin, end);
   if (!horizontal) skip_pixels(rows, region.left);
+  Image out = make_image(region.height, region.width);
+  const int64_t out_bytes = region.width * 3;
+  const auto out_rows = row_pointers(out.rgb.data(), region.height, out_bytes);
 
   // Each pass rounds to 8 bits, so their order shows. Pillow 13 takes the vertical one first where the height shrinks
   // by more than twice what the width does (Pillow up to 12.2: never).
   const int64_t shrinks = image.height - size.height;
-  const bool vertical_first = shrinks > 0 && shrinks > 2 * (image.width - size.width);
-  if (horizontal && !(vertical && vertical_first)) rows = horizontal_pass(rows, across, kernels);
-  if (!vertical) return rows;
-  if (!horizontal || !vertical_first) return vertical_pass(rows, down, region.width * 3, kernels);
-
-  const auto [left, right] = range_of(across);
-  skip_pixels(rows, left);
-  for (auto& first : across.first) first -= static_cast<int32_t>(left);
-  return horizontal_pass(vertical_pass(rows, down, (right - left) * 3, kernels), across, kernels);
+  if (horizontal && vertical && shrinks > 0 && shrinks > 2 * (image.width - size.width)) {
+    const auto [left, right] = range_of(across);
+    skip_pixels(rows, left);
+    for (auto& first : across.first) first -= static_cast<int32_t>(left);
+    const int64_t row_bytes = (right - left) * 3;
+    auto storage = make_storage(region.height, row_bytes);
+    const auto between = row_pointers(storage.get(), region.height, row_bytes);
+    vertical_pass(rows, down, between, row_bytes, kernels);
+    rows = horizontal_pass({std::move(storage), {between.begin(), between.end()}}, across, kernels);
+  } else {
+    if (horizontal) rows = horizontal_pass(rows, across, kernels);
+    if (vertical) {
+      vertical_pass(rows, down, out_rows, out_bytes, kernels);
+      return out;
+    }
+  }
+  for (int64_t y = 0; y < region.height; ++y) std::memcpy(out_rows[y], rows.pointers[y], out_bytes);
+  return out;
 }
 
 }  // namespace
@@ -236,12 +245,7 @@ Image resize_region(const Image& image, ImageSize size, const Region& region, In
                   size.height);
   if (size.height == image.height && size.width == image.width) return copy_region(image, region);
   if (interpolation == Interpolation::nearest) return resize_nearest(image, size, region);
-  const Rows rows = resample(image, size, region, interpolation, kernels ? *kernels : fastest_resize_kernels());
-  Image out = make_image(region.height, region.width);
-  for (int64_t y = 0; y < region.height; ++y) {
-    std::memcpy(&out.rgb[y * region.width * 3], rows.pointers[y], static_cast<size_t>(region.width * 3));
-  }
-  return out;
+  return resample(image, size, region, interpolation, kernels ? *kernels : fastest_resize_kernels());
 }
 
 Image resize(const Image& image, ImageSize size, Interpolation interpolation) {
