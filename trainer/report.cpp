@@ -123,7 +123,7 @@ RunSummary summarise(const std::string& name, const std::vector<RecordedStep>& s
   RunSummary summary;
   summary.name = name;
   summary.steps = steps.back().global_step;
-  summary.smoothing_steps = std::max<int64_t>(1, static_cast<int64_t>(steps.size()) / 20);
+  summary.smoothing_steps = std::max<int64_t>(1, static_cast<int64_t>(steps.size()) / 10);
   std::vector<double> losses, speeds;
   double group_wall_s = 0;
   for (const auto& step : steps) {

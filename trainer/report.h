@@ -31,7 +31,7 @@ struct RunSummary {
   int64_t steps = 0, max_train_steps = 0, skipped_steps = 0;
   double last_loss = 0;                  ///< of the last step
   double final_loss = 0;                 ///< mean of the last `smoothing_steps` steps
-  int64_t smoothing_steps = 1;           ///< window of the smoothed curve: 1/20 of the run
+  int64_t smoothing_steps = 1;           ///< window of the smoothed curve: 1/10 of the run
   double images_per_second = 0;          ///< median over the steps
   double wall_s = 0;                     ///< of all process groups of the run together
   int64_t min_ranks = 0, max_ranks = 0;  ///< over the run; 0: not recorded

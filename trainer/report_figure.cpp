@@ -113,12 +113,12 @@ std::string draw_curve(const Axes& axes, const std::vector<RecordedStep>& steps,
   return svg;
 }
 
-/// Without the outermost fortieth on either side, so that one spike doesn't flatten the rest.
+/// Of a long run without the outermost fortieth on either side, so that one spike doesn't flatten the rest.
 std::pair<double, double> usual_range(std::vector<double> values, const std::vector<double>& always_inside) {
   std::erase_if(values, [](double value) { return !std::isfinite(value); });
   if (values.empty()) return {0, 1};
   std::ranges::sort(values);
-  const size_t cut = values.size() / 40;
+  const size_t cut = values.size() < 200 ? 0 : values.size() / 40;
   double low = values[cut], high = values[values.size() - 1 - cut];
   for (const double value : always_inside) {
     if (!std::isfinite(value)) continue;

@@ -106,9 +106,9 @@ TEST(Report, TheSummaryAddsTheTimeOfEveryProcessGroup) {
   EXPECT_EQ(summary.images_per_second, 5);
   EXPECT_EQ(summary.min_ranks, 2);
   EXPECT_EQ(summary.max_ranks, 4);
-  EXPECT_EQ(summary.smoothing_steps, 2);
+  EXPECT_EQ(summary.smoothing_steps, 4);
   EXPECT_EQ(summary.last_loss, 41);
-  EXPECT_EQ(summary.final_loss, 40.5);
+  EXPECT_EQ(summary.final_loss, 39.5);
 }
 
 TEST(Report, HoldsThePictureTheCaptionAndTheCurve) {
