@@ -32,19 +32,19 @@ Trainer::~Trainer() = default;
 void Trainer::train() {
   const auto start = std::chrono::steady_clock::now();
   const int64_t max_train_steps = *recipe_.train.max_train_steps;
-  const int64_t first_step = global_step_;
   while (global_step_ < max_train_steps) {
     StepMetrics metrics = train_step(global_step_);
     ++global_step_;
     metrics.global_step = global_step_;
     metrics.wall_s = seconds_since(start);
     if (metrics_) metrics_->write(metrics);
-    if (recipe_.debug.trace_steps > 0 && !trace_->records(global_step_) && trace_->records(global_step_ - 1)) write_trace();
     refuse_if_diverged();
 
     const bool stop = any_rank(communicator_, stop_requested());
+    const bool last = stop || global_step_ == max_train_steps;
+    if (trace_->records(global_step_ - 1) && (last || !trace_->records(global_step_))) write_trace();
     const bool due = global_step_ % recipe_.checkpoint.checkpointing_steps == 0;
-    if (due || stop || global_step_ == max_train_steps) save_checkpoint(global_step_);
+    if (due || last) save_checkpoint(global_step_);
     if (stop && global_step_ < max_train_steps) {
       throw AgreedError(Error(ErrorKind::stopped, fmt::format("stopped on request after step {} of {}, with a checkpoint",
                                                               global_step_, max_train_steps),
@@ -52,7 +52,6 @@ void Trainer::train() {
                         communicator_.world());
     }
   }
-  if (trace_->records(global_step_ - 1) && global_step_ > first_step) write_trace();
   if (metrics_) metrics_->flush();
   run_agreed(communicator_, "exporting the adapter", [&] {
     if (is_main()) export_adapter(adapter_, output_dir_);
