@@ -32,7 +32,7 @@ std::string outcome_of(const std::string& doing_what, const std::function<void()
   } catch (const Error& error) {
     return to_wire(error);
   } catch (const std::exception& error) {
-    return to_wire(Error(ErrorKind::internal, fmt::format("{}: {}", doing_what, error.what())));
+    return to_wire(Error(ErrorKind::internal, fmt::format("{}: {}", doing_what, describe(error))));
   } catch (...) {
     return to_wire(Error(ErrorKind::internal, fmt::format("{}: an unknown exception", doing_what)));
   }

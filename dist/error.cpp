@@ -1,5 +1,7 @@
 #include "dist/error.h"
 
+#include <c10/util/Exception.h>
+
 #include <cerrno>
 #include <system_error>
 
@@ -32,6 +34,11 @@ Error errno_error(const std::string& doing_what, bool missing_is_usage) {
   const bool missing = code == ENOENT || code == ENOTDIR;
   return Error(missing && missing_is_usage ? ErrorKind::usage : ErrorKind::io,
                fmt::format("{}: {}", doing_what, std::generic_category().message(code)));
+}
+
+std::string describe(const std::exception& error) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  return torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
 }
 
 }  // namespace lorashard

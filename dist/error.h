@@ -4,6 +4,7 @@
 #pragma once
 #include <fmt/core.h>
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -47,5 +48,8 @@ class Error : public std::runtime_error {
 
 /// "…: No space left on device" for the current errno, with kind io (or usage for ENOENT when `missing_is_usage`).
 Error errno_error(const std::string& doing_what, bool missing_is_usage = false);
+
+/// What an exception of any kind says, without the stack frames that LibTorch's carry.
+std::string describe(const std::exception& error);
 
 }  // namespace lorashard

@@ -50,7 +50,7 @@ int main(int argc, char** argv) {
     log::error("{}", error.what());
     return exit_code(error.kind());
   } catch (const std::exception& error) {
-    log::error("lorashard failed: {}\nhint: this is a fault of lorashard; please report it with the command and the recipe", error.what());
+    log::error("lorashard failed: {}\nhint: this is a fault of lorashard; please report it with the command and the recipe", describe(error));
     return exit_code(ErrorKind::internal);
   }
 }

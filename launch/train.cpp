@@ -40,7 +40,7 @@ void train_as_rank(const std::string& recipe_path, const std::vector<std::string
       log::error("{}", error.what());
       session.abort(exit_code(error.kind()));
     } catch (const std::exception& error) {
-      log::error("lorashard failed: {}", error.what());
+      log::error("lorashard failed: {}", describe(error));
       session.abort(exit_code(ErrorKind::internal));
     }
   }

@@ -124,6 +124,7 @@ StableDiffusion load_stable_diffusion(const fs::path& folder, const StableDiffus
 
   StableDiffusion base;
   base.folder = folder;
+  base.dtype = options.dtype;
   base.noise_scheduler = std::make_shared<DDPMScheduler>(scheduler_config);
   base.tokenizer = std::make_shared<CLIPTokenizer>(folder / "tokenizer");
 

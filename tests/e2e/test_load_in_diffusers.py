@@ -1,6 +1,7 @@
 """The exported adapter in diffusers: every key is used, and its UNet answers as lorashard's did with the same weights."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -72,7 +73,10 @@ def test_loads_whole_and_answers_alike(work, said, preset, adapter):
     exported = load_file(run / "pytorch_lora_weights.safetensors")
     loaded = {name for name, _ in pipeline.unet.named_parameters() if ".lora_" in name}
     assert len(loaded) == len(exported) > 0
-    assert all(value.any() for value in exported.values()), "an adapter that was not trained proves nothing"
+    # Where the latents are one pixel, self-attention is over one token: its softmax is 1 whatever to_q and to_k say.
+    one_token = re.compile(r"mid_block.*attn1\.to_[qk]\.")
+    untrained = [key for key, value in exported.items() if not value.any() and not one_token.search(key)]
+    assert not untrained, f"an adapter that was not trained proves nothing: {untrained}"
 
     micro = f"step{STEPS}/micro{2 * STEPS}/"
     inputs = [longer[micro + name] for name in ("noisy_latents", "timesteps", "encoder_hidden_states")]
