@@ -67,10 +67,14 @@ void run_agreed(Communicator& communicator, const std::string& doing_what, const
   }
 }
 
-bool any_rank(Communicator& communicator, bool mine) {
-  at::Tensor count = at::full({1}, mine ? 1 : 0, at::kLong);
-  communicator.all_reduce_sum(count);
-  return count.item<int64_t>() > 0;
+bool any_rank(Communicator& communicator, bool mine) { return any_rank(communicator, std::vector<bool>{mine})[0]; }
+
+std::vector<bool> any_rank(Communicator& communicator, const std::vector<bool>& mine) {
+  at::Tensor counts = at::zeros({static_cast<int64_t>(mine.size())}, at::kLong);
+  int64_t* count = counts.mutable_data_ptr<int64_t>();
+  for (size_t i = 0; i < mine.size(); ++i) count[i] = mine[i] ? 1 : 0;
+  communicator.all_reduce_sum(counts);
+  return std::vector<bool>(count, count + mine.size());
 }
 
 void require_same(Communicator& communicator, const std::string& what, const std::string& value) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "dist/communicator.h"
 #include "dist/error.h"
@@ -27,6 +28,8 @@ void run_agreed(Communicator& communicator, const std::string& doing_what, const
 
 /// True on every rank when `mine` is true on any. Collective.
 bool any_rank(Communicator& communicator, bool mine);
+/// The same for several questions in one message.
+std::vector<bool> any_rank(Communicator& communicator, const std::vector<bool>& mine);
 
 /// Throws the same AgreedError(usage) on every rank unless `value` is the same text on all; the message names `what`, the ranks
 /// and the first line that differs. Collective. For recipes, binaries, packs and bases that must match.

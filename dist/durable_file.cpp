@@ -53,17 +53,21 @@ void sync(const fs::path& path, bool folder) {
   if (failed != 0) throw errno_error(fmt::format("syncing '{}' to disk", path.string()));
 }
 
-void write_bytes(const fs::path& path, std::string_view bytes) {
-  FileDescriptor file(open_retrying(path, O_WRONLY | O_CREAT | O_EXCL, 0666));
-  if (file.get() < 0) throw errno_error(fmt::format("creating '{}'", path.string()));
+void write_all(int descriptor, std::string_view bytes, const fs::path& path) {
   while (!bytes.empty()) {
-    const ssize_t written = ::write(file.get(), bytes.data(), bytes.size());
+    const ssize_t written = ::write(descriptor, bytes.data(), bytes.size());
     if (written >= 0) {
       bytes.remove_prefix(static_cast<size_t>(written));
     } else if (errno != EINTR) {
       throw errno_error(fmt::format("writing '{}'", path.string()));
     }
   }
+}
+
+void write_bytes(const fs::path& path, std::string_view bytes) {
+  FileDescriptor file(open_retrying(path, O_WRONLY | O_CREAT | O_EXCL, 0666));
+  if (file.get() < 0) throw errno_error(fmt::format("creating '{}'", path.string()));
+  write_all(file.get(), bytes, path);
   if (!file.close()) throw errno_error(fmt::format("closing '{}'", path.string()));
 }
 
@@ -89,7 +93,7 @@ void write_durably(const fs::path& path, const std::function<void(const fs::path
   } catch (const Error& error) {
     ::unlink(temporary.c_str());
     if (error.kind() != ErrorKind::io) throw;
-    throw Error(ErrorKind::io, fmt::format("writing '{}': {}", path.string(), error.message()), error.hint());
+    throw Error(ErrorKind::io, fmt::format("writing '{}': {}", path.string(), error.message()), error.hint(), error.os_error());
   } catch (const std::exception& error) {
     ::unlink(temporary.c_str());
     throw Error(ErrorKind::io, fmt::format("writing '{}': {}", path.string(), error.what()));
@@ -98,6 +102,18 @@ void write_durably(const fs::path& path, const std::function<void(const fs::path
 
 void write_durably(const fs::path& path, std::string_view bytes) {
   write_durably(path, [bytes](const fs::path& temporary) { write_bytes(temporary, bytes); });
+}
+
+void append_whole(int descriptor, std::string_view bytes, const fs::path& path) {
+  struct stat before {};
+  if (fstat(descriptor, &before) != 0) throw errno_error(fmt::format("writing '{}'", path.string()));
+  try {
+    write_all(descriptor, bytes, path);
+  } catch (const Error&) {
+    while (ftruncate(descriptor, before.st_size) != 0 && errno == EINTR) {
+    }
+    throw;
+  }
 }
 
 std::string read_file(const fs::path& path, uint64_t max_bytes) {

@@ -17,6 +17,10 @@ void write_durably(const std::filesystem::path& path, std::string_view bytes);
 /// ".tmp-" and 16 hex digits that nobody else has: the end of a temporary name.
 std::string temporary_suffix();
 
+/// Appends all of `bytes` to the file `path` that `descriptor` has open with O_APPEND, or, where that fails (no room), none of
+/// them: what was written is cut off again. Throws Error(io).
+void append_whole(int descriptor, std::string_view bytes, const std::filesystem::path& path);
+
 void fsync_file(const std::filesystem::path& path);    ///< Error(io) on failure
 void fsync_folder(const std::filesystem::path& path);  ///< Error(io) on failure
 

@@ -20,9 +20,11 @@ int exit_code(ErrorKind kind) {
   return 70;
 }
 
-Error::Error(ErrorKind kind, const std::string& message, const std::string& hint)
+Error::Error(ErrorKind kind, const std::string& message, const std::string& hint, int os_error)
     : std::runtime_error(hint.empty() ? message : message + "\nhint: " + hint),
-      kind_(kind), message_(message), hint_(hint) {}
+      kind_(kind), message_(message), hint_(hint), os_error_(os_error) {}
+
+bool Error::is_disk_full() const { return os_error_ == ENOSPC || os_error_ == EDQUOT || os_error_ == EFBIG; }
 
 void check_failed(const char* file, int line, const char* condition, const std::string& message) {
   throw Error(ErrorKind::internal, fmt::format("{}:{}: '{}' does not hold: {}", file, line, condition, message),
@@ -33,7 +35,7 @@ Error errno_error(const std::string& doing_what, bool missing_is_usage) {
   const int code = errno;
   const bool missing = code == ENOENT || code == ENOTDIR;
   return Error(missing && missing_is_usage ? ErrorKind::usage : ErrorKind::io,
-               fmt::format("{}: {}", doing_what, std::generic_category().message(code)));
+               fmt::format("{}: {}", doing_what, std::generic_category().message(code)), "", code);
 }
 
 std::string describe(const std::exception& error) {

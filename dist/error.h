@@ -26,15 +26,19 @@ int exit_code(ErrorKind kind);
 
 class Error : public std::runtime_error {
  public:
-  /// `hint` may be empty. what() is "message" or "message\nhint: hint".
-  Error(ErrorKind kind, const std::string& message, const std::string& hint = "");
+  /// `hint` may be empty. what() is "message" or "message\nhint: hint". `os_error`: the errno behind it, or 0.
+  Error(ErrorKind kind, const std::string& message, const std::string& hint = "", int os_error = 0);
   ErrorKind kind() const { return kind_; }
   const std::string& message() const { return message_; }
   const std::string& hint() const { return hint_; }
+  int os_error() const { return os_error_; }
+  /// No room: the disk, the quota or the largest size of a file. What on_disk_full in a recipe is about.
+  bool is_disk_full() const;
 
  private:
   ErrorKind kind_;
   std::string message_, hint_;
+  int os_error_;
 };
 
 /// Throws Error(kind::internal) with file and line when `condition` is false: for what only a bug can break.

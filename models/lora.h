@@ -47,6 +47,7 @@ class LoraAdapter {
   const std::vector<LoraModule>& modules() const { return modules_; }
   std::vector<LoraParameter> parameters() const;  ///< down, up of each module, in flat order
   at::Tensor& flat_parameters() { return flat_parameters_; }
+  const at::Tensor& flat_parameters() const { return flat_parameters_; }
   at::Tensor& flat_gradients() { return flat_gradients_; }
   int64_t num_parameters() const { return flat_parameters_.defined() ? flat_parameters_.numel() : 0; }
 

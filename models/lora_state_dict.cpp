@@ -55,15 +55,19 @@ std::vector<LoraKeys> diffusers_keys(const std::vector<LoraModule>& modules) {
   return result;
 }
 
-StateDict to_diffusers(const LoraAdapter& adapter) {
+StateDict to_diffusers(const LoraAdapter& adapter) { return to_diffusers(adapter, adapter.flat_parameters()); }
+
+StateDict to_diffusers(const LoraAdapter& adapter, const at::Tensor& flat_parameters) {
   const auto& modules = adapter.modules();
   const std::vector<LoraKeys> keys = diffusers_keys(modules);
   StateDict state;
   for (size_t i = 0; i < modules.size(); ++i) {
-    const LoraPair& pair = *modules[i].layer->lora;
+    const int64_t rank = modules[i].rank, in = modules[i].layer->in_features(), out = modules[i].layer->out_features();
+    const at::Tensor down = flat_parameters.narrow(0, modules[i].offset, rank * in).view({rank, in});
+    const at::Tensor up = flat_parameters.narrow(0, modules[i].offset + rank * in, out * rank).view({out, rank});
     const double scale = scale_of(modules[i]);
-    state[keys[i].down] = pair.down.detach().clone();
-    state[keys[i].up] = scale == 1 ? pair.up.detach().clone() : pair.up.detach() * scale;
+    state[keys[i].down] = down.clone();
+    state[keys[i].up] = scale == 1 ? up.clone() : up * scale;
   }
   return state;
 }

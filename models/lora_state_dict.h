@@ -18,6 +18,8 @@ std::vector<LoraKeys> diffusers_keys(const std::vector<LoraModule>& modules);
 
 /// The adapter as a diffusers file holds it: fp32 copies, alpha/rank folded into up, no alpha keys.
 StateDict to_diffusers(const LoraAdapter& adapter);
+/// The same with the values of `flat_parameters`, a copy of the adapter's made earlier. Touches no tensor of the adapter.
+StateDict to_diffusers(const LoraAdapter& adapter, const at::Tensor& flat_parameters);
 
 /// Reads such a file back into the adapter's parameters (unfolding alpha/rank). Strict: Error(bad_data) lists missing, unexpected
 /// and misshapen keys of `what`.

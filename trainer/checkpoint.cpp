@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <system_error>
 
 #include "dist/durable_file.h"
 #include "dist/error.h"
@@ -183,6 +184,13 @@ void drop_from_cache(const fs::path& folder) {
   }
 }
 
+/// The errno behind an exception, or 0.
+int os_error_of(const std::exception& error) {
+  if (const auto* ours = dynamic_cast<const Error*>(&error)) return ours->os_error();
+  const auto* system = dynamic_cast<const std::system_error*>(&error);
+  return system != nullptr ? system->code().value() : 0;
+}
+
 std::vector<std::string> split_lines(const std::string& text) {
   std::vector<std::string> lines;
   std::istringstream stream(text);
@@ -245,10 +253,20 @@ fs::path write_checkpoint(const fs::path& output_dir, const TrainingState& state
     if (ours != nullptr && ours->kind() != ErrorKind::io && ours->kind() != ErrorKind::usage) throw;
     throw Error(ErrorKind::io,
                 fmt::format("writing checkpoint '{}': {}", folder.string(), ours ? ours->message() : error.what()),
-                "the checkpoints before it are whole; make room or give permission, then start again");
+                "the checkpoints before it are whole; make room or give permission, then start again", os_error_of(error));
   }
   if (fs::exists(temporary)) remove_with_warning(temporary);  // the folder that was there before
   return folder;
+}
+
+uint64_t checkpoint_bytes(const fs::path& folder) {
+  uint64_t bytes = 0;
+  std::error_code error;
+  for (const char* name : {kAdapter, kRecipe, kState, kManifest}) {
+    const uint64_t size = fs::file_size(folder / name, error);
+    if (!error) bytes += size;
+  }
+  return bytes;
 }
 
 TrainingState read_checkpoint(const fs::path& folder) {

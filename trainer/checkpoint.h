@@ -29,6 +29,9 @@ struct TrainingState {
 std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, const TrainingState& state, const StateDict& adapter,
                                        const Metadata& adapter_metadata);
 
+/// Bytes of all files of a checkpoint, for the log.
+uint64_t checkpoint_bytes(const std::filesystem::path& folder);
+
 /// Checks manifest, sizes and hashes, then reads. Throws Error(bad_data) naming the file that is wrong.
 TrainingState read_checkpoint(const std::filesystem::path& folder);
 

@@ -7,8 +7,10 @@
 
 namespace lorashard {
 
-StateDict publishable(const LoraAdapter& adapter) {
-  StateDict state = to_diffusers(adapter);
+StateDict publishable(const LoraAdapter& adapter) { return publishable(adapter, adapter.flat_parameters()); }
+
+StateDict publishable(const LoraAdapter& adapter, const at::Tensor& flat_parameters) {
+  StateDict state = to_diffusers(adapter, flat_parameters);
   for (const auto& [key, value] : state) {
     if (!at::isfinite(value).all().item<bool>()) {
       throw Error(ErrorKind::non_finite, fmt::format("exporting the adapter: '{}' holds NaN or infinite values", key),

@@ -29,9 +29,11 @@ std::string json_line(const StepMetrics& m) {
   return fmt::format(
       "{{\"global_step\": {}, \"epoch\": {}, \"loss\": {}, \"lr\": {}, \"grad_norm\": {}, \"skipped\": {}, "
       "\"step_ms\": {}, "
-      "\"images_per_second\": {}, \"data_wait_ms\": {}, \"wall_s\": {}}}\n",
+      "\"images_per_second\": {}, \"data_wait_ms\": {}, \"checkpoint_wait_ms\": {}, "
+      "\"checkpoint_snapshot_ms\": {}, \"wall_s\": {}}}\n",
       m.global_step, number(m.epoch), number(m.loss), number(m.lr), number(m.grad_norm), m.skipped, number(m.step_ms),
-      number(m.images_per_second), number(m.data_wait_ms), number(m.wall_s));
+      number(m.images_per_second), number(m.data_wait_ms), number(m.checkpoint_wait_ms),
+      number(m.checkpoint_snapshot_ms), number(m.wall_s));
 }
 
 bool belongs_before(std::string_view line, int64_t first_step) {
@@ -66,15 +68,6 @@ std::string duration(double seconds) {
 struct Metrics::Impl {
   ~Impl() {
     if (descriptor >= 0) ::close(descriptor);
-  }
-
-  void append(std::string_view line) {
-    while (!line.empty()) {
-      const ssize_t written = ::write(descriptor, line.data(), line.size());
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) throw errno_error(fmt::format("writing '{}'", file.string()));
-      line.remove_prefix(size_t(written));
-    }
   }
 
   void report(const StepMetrics& m) {
@@ -127,7 +120,7 @@ Metrics::Metrics(const fs::path& output_dir, const std::vector<std::string>& rep
 Metrics::~Metrics() { log::status(""); }
 
 void Metrics::write(const StepMetrics& metrics) {
-  impl_->append(json_line(metrics));
+  append_whole(impl_->descriptor, json_line(metrics), impl_->file);
   if (impl_->events) impl_->report(metrics);
   impl_->show(metrics);
 }

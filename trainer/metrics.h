@@ -14,6 +14,8 @@ struct StepMetrics {
   double loss = 0, lr = 0, grad_norm = 0;
   bool skipped = false;
   double step_ms = 0, data_wait_ms = 0;  ///< of this rank
+  double checkpoint_wait_ms = 0;         ///< a checkpoint was due while another was being written
+  double checkpoint_snapshot_ms = 0;     ///< copying the state for a checkpoint
   double images_per_second = 0;          ///< of all ranks
   double wall_s = 0;                     ///< monotonic, since this process group started
 };
@@ -24,7 +26,9 @@ class Metrics {
   Metrics(const std::filesystem::path& output_dir, const std::vector<std::string>& report_to, const std::string& logging_dir,
           int64_t first_step, int64_t max_train_steps);
   ~Metrics();
+  /// When there is no room for the whole line none of it stays. Throws Error(io).
   void write(const StepMetrics& metrics);
+  /// May be called while another thread is in write().
   void flush();
 
  private:

@@ -65,6 +65,7 @@ struct Recipe {
     int64_t checkpointing_steps = 500;
     int64_t checkpoints_total_limit = 0;            ///< 0: keep all
     std::string resume_from_checkpoint = "latest";  ///< "latest", "none" or a checkpoint folder
+    std::string on_disk_full = "stop";              ///< or "continue"
   } checkpoint;
   struct Report {
     std::vector<std::string> report_to = {"tensorboard"};

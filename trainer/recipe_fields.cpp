@@ -211,6 +211,9 @@ void add_keeping(Fields& f, Recipe& r, const FieldIdentity& free) {
                "\"latest\": go on from the newest whole checkpoint of output_dir, or start where there is none. "
                "\"none\": start "
                "anew; refused where output_dir holds checkpoints. Else a checkpoint folder."});
+  f.push_back({"checkpoint", "on_disk_full", &r.checkpoint.on_disk_full, one_of({"stop", "continue"}), free,
+               "When there is no room for a checkpoint or a line of metrics. \"stop\": end with exit code 74. "
+               "\"continue\": log an error and train on; the checkpoint before stays, and the next one is tried."});
   f.push_back({"report", "report_to", &r.report.report_to, one_of({"tensorboard"}), free,
                "Where metrics go besides metrics.jsonl. []: nowhere."});
   f.push_back({"report", "logging_dir", &r.report.logging_dir, not_empty(), free,

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <system_error>
 
+#include "dist/durable_file.h"
 #include "dist/error.h"
 
 namespace lorashard {
@@ -83,12 +84,7 @@ struct EventFile::Impl {
     append_little_endian(record, masked_crc32c(record));
     record += data;
     append_little_endian(record, masked_crc32c(data));
-    for (std::string_view rest = record; !rest.empty();) {
-      const ssize_t written = ::write(descriptor, rest.data(), rest.size());
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) throw errno_error(fmt::format("writing '{}'", path.string()));
-      rest.remove_prefix(size_t(written));
-    }
+    append_whole(descriptor, record, path);
   }
 
   fs::path path;

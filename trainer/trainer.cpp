@@ -33,28 +33,44 @@ void Trainer::train() {
   const auto start = std::chrono::steady_clock::now();
   const int64_t max_train_steps = *recipe_.train.max_train_steps;
   while (global_step_ < max_train_steps) {
+    // 1. One optimizer step.
     StepMetrics metrics = train_step(global_step_);
     ++global_step_;
     metrics.global_step = global_step_;
-    metrics.wall_s = seconds_since(start);
-    if (metrics_) metrics_->write(metrics);
-    refuse_if_diverged();
 
-    const bool stop = any_rank(communicator_, stop_requested());
+    // 2. What one rank knows and all must act on: a request to stop, a write that failed.
+    const auto any = any_rank(communicator_, {stop_requested(), checkpoint_writer_ && checkpoint_writer_->failed()});
+    const bool stop = any[0], write_failed = any[1];
     const bool last = stop || global_step_ == max_train_steps;
+
+    // 3. For a checkpoint rank 0 copies the state; files are made of the copy in the background, after the step's metrics.
+    const bool due = last || global_step_ % recipe_.checkpoint.checkpointing_steps == 0;
+    if (due && checkpoint_writer_) {
+      const auto timing = checkpoint_writer_->snapshot(state());
+      metrics.checkpoint_wait_ms = timing.wait_ms;
+      metrics.checkpoint_snapshot_ms = timing.snapshot_ms;
+    }
+    metrics.wall_s = seconds_since(start);
+    if (metrics_) checkpoint_writer_->guard([&] { metrics_->write(metrics); });
+    refuse_if_diverged();
+    if (write_failed) finish_checkpoints();
+    if (due && checkpoint_writer_) checkpoint_writer_->start();
     if (trace_->records(global_step_ - 1) && (last || !trace_->records(global_step_))) write_trace();
-    const bool due = global_step_ % recipe_.checkpoint.checkpointing_steps == 0;
-    if (due || last) save_checkpoint(global_step_);
+
+    // 4. A request to stop: every rank leaves once the checkpoint is there.
     if (stop && global_step_ < max_train_steps) {
+      finish_checkpoints(/*must_be_written=*/true);
       throw AgreedError(Error(ErrorKind::stopped, fmt::format("stopped on request after step {} of {}, with a checkpoint",
                                                               global_step_, max_train_steps),
                               "start the same command again to go on"),
                         communicator_.world());
     }
   }
-  if (metrics_) metrics_->flush();
+  finish_checkpoints();
   run_agreed(communicator_, "exporting the adapter", [&] {
-    if (is_main()) export_adapter(adapter_, output_dir_);
+    if (!is_main()) return;
+    lease_->require_held();
+    export_adapter(adapter_, output_dir_);
   });
 }
 
@@ -117,24 +133,42 @@ void Trainer::refuse_if_diverged() const {
                     communicator_.world());
 }
 
-void Trainer::save_checkpoint(int64_t global_step) {
-  run_agreed(communicator_, fmt::format("writing checkpoint-{}", global_step), [&] {
-    if (!is_main()) return;
-    TrainingState state;
-    state.global_step = global_step;
-    state.updates = optimizer_->updates;
-    state.skipped_in_a_row = skipped_in_a_row_;
-    state.parameters = adapter_.flat_parameters();
-    state.exp_avg = optimizer_->exp_avg;
-    state.exp_avg_sq = optimizer_->exp_avg_sq;
-    state.recipe = print_recipe(recipe_);
-    state.pack_hash = pack_->hash();
-    state.base_hash = base_hash_;
-    for (const LoraParameter& p : adapter_.parameters()) state.parameter_keys.push_back(fmt::format("{} {}x{}", p.key, p.value.size(0), p.value.size(1)));
-    const auto folder = write_checkpoint(output_dir_, state, publishable(adapter_), adapter_metadata());
-    remove_old_checkpoints(output_dir_, recipe_.checkpoint.checkpoints_total_limit, folder);
-    metrics_->flush();
-    log::info("step {}: wrote '{}'", global_step, folder.string());
+TrainingState Trainer::state() const {
+  TrainingState state;
+  state.global_step = global_step_;
+  state.updates = optimizer_->updates;
+  state.skipped_in_a_row = skipped_in_a_row_;
+  state.parameters = adapter_.flat_parameters();
+  state.exp_avg = optimizer_->exp_avg;
+  state.exp_avg_sq = optimizer_->exp_avg_sq;
+  return state;
+}
+
+void Trainer::make_checkpoint_writer() {
+  TrainingState what = state();
+  what.recipe = print_recipe(recipe_);
+  what.pack_hash = pack_->hash();
+  what.base_hash = base_hash_;
+  for (const LoraParameter& p : adapter_.parameters()) {
+    what.parameter_keys.push_back(fmt::format("{} {}x{}", p.key, p.value.size(0), p.value.size(1)));
+  }
+  checkpoint_writer_ = std::make_unique<CheckpointWriter>(what, recipe_.checkpoint.on_disk_full == "continue",
+                                                          [this](const TrainingState& copy) { save_checkpoint(copy); });
+}
+
+void Trainer::save_checkpoint(const TrainingState& state) {
+  const auto start = std::chrono::steady_clock::now();
+  lease_->require_held();
+  metrics_->flush();  // the lines of a resumed run end where its checkpoint is
+  const auto folder = write_checkpoint(output_dir_, state, publishable(adapter_, state.parameters), adapter_metadata());
+  remove_old_checkpoints(output_dir_, recipe_.checkpoint.checkpoints_total_limit, folder);
+  log::info("step {}: wrote '{}' ({:.1f} MB in {:.0f} ms)", state.global_step, folder.string(),
+            static_cast<double>(checkpoint_bytes(folder)) / 1e6, seconds_since(start) * 1e3);
+}
+
+void Trainer::finish_checkpoints(bool must_be_written) {
+  run_agreed(communicator_, "writing checkpoints", [&] {
+    if (checkpoint_writer_) checkpoint_writer_->finish(must_be_written);
   });
 }
 

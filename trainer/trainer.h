@@ -13,9 +13,11 @@
 #include "models/lora.h"
 #include "models/stable_diffusion.h"
 #include "trainer/checkpoint.h"
+#include "trainer/checkpoint_writer.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/recipe.h"
+#include "trainer/run_lease.h"
 #include "trainer/trace.h"
 
 namespace lorashard {
@@ -39,10 +41,16 @@ class Trainer {
   void inject_lora();
   void restore();
   void start_loader();
+  void make_checkpoint_writer();
 
   /// One optimizer step over all ranks: trainer.cpp, top to bottom.
   StepMetrics train_step(int64_t step);
-  void save_checkpoint(int64_t global_step);
+  /// The state as a checkpoint has it; its tensors are those of the training.
+  TrainingState state() const;
+  /// The writer's thread: checkpoint-N/ from a copy of the state.
+  void save_checkpoint(const TrainingState& state);
+  /// Until no checkpoint is being written; then throws on every rank what went wrong with any. Collective.
+  void finish_checkpoints(bool must_be_written = false);
   void write_trace();
   void refuse_if_diverged() const;
   bool is_main() const { return communicator_.world().rank == 0; }
@@ -50,6 +58,7 @@ class Trainer {
   Recipe recipe_;
   Communicator& communicator_;
   std::filesystem::path output_dir_;
+  std::unique_ptr<RunLease> lease_;  // rank 0; released last
 
   std::unique_ptr<Pack> pack_;
   std::optional<TrainingState> resumed_;
@@ -68,6 +77,7 @@ class Trainer {
   std::unique_ptr<Metrics> metrics_;  // rank 0
   std::unique_ptr<Trace> trace_;
   int64_t micro_batches_per_step_ = 0;  // of this rank
+  std::unique_ptr<CheckpointWriter> checkpoint_writer_;  // rank 0; its thread uses members above
 };
 
 }  // namespace lorashard

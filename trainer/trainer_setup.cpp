@@ -1,6 +1,7 @@
 // How a Trainer is built: pack, checkpoint, recipe, base, adapter, state, loader, in this order.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -25,8 +26,10 @@ void prepare_output_dir(const std::filesystem::path& output_dir) {
   std::filesystem::create_directories(output_dir, error);
   const std::string doing = fmt::format("preparing the output folder '{}'", output_dir.string());
   if (error) throw Error(ErrorKind::io, fmt::format("{}: {}", doing, error.message()), "choose an output_dir that can be written");
-  write_durably(output_dir / ".writable", std::string_view());
-  std::filesystem::remove(output_dir / ".writable", error);
+  // Two runs may be here: the lease comes next.
+  const std::filesystem::path trial = output_dir / fmt::format(".writable-{}", getpid());
+  write_durably(trial, std::string_view());
+  std::filesystem::remove(trial, error);
 }
 
 }  // namespace
@@ -36,7 +39,9 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator)
   require_same(communicator_, "the recipe", print_recipe(recipe_));
   run_agreed(communicator_, "starting the training", [&] {
     refuse_fp16_without_gpu(recipe_);
-    if (is_main()) prepare_output_dir(output_dir_);
+    if (!is_main()) return;
+    prepare_output_dir(output_dir_);
+    lease_ = std::make_unique<RunLease>(output_dir_);
   });
   open_pack();
   find_checkpoint();
@@ -52,6 +57,7 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator)
     write_durably(output_dir_ / "recipe.toml", print_recipe(recipe_));
     metrics_ = std::make_unique<Metrics>(output_dir_, recipe_.report.report_to, recipe_.report.logging_dir, global_step_,
                                          *recipe_.train.max_train_steps);
+    make_checkpoint_writer();
   });
   start_loader();
 }
