@@ -4,7 +4,7 @@
 
 namespace lorashard {
 
-/// Installs the handlers, and has SIGPIPE and SIGXFSZ reported as errors of writing. Call once, after MPI is up (it must not be able to take them over).
+/// Installs the handlers. Call once, after MPI is up (it must not be able to take them over).
 void install_stop_handlers();
 /// True once a signal came, or request_stop() was called. Async-signal-safe, thread-safe.
 bool stop_requested();

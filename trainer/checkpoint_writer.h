@@ -1,6 +1,6 @@
-// Checkpoints off the training thread: that one copies the state (a snapshot) and goes on; a thread of the writer's own makes files
-// of the copy. One snapshot, one write in flight: a checkpoint that is due meanwhile waits, and none is dropped. Made on rank 0;
-// all functions are the training thread's.
+// Checkpoints off the training thread: that one copies the state (a snapshot) and goes on; a thread of the writer's own
+// makes files of the copy. One snapshot, one write in flight: a checkpoint that is due meanwhile waits, and none is
+// dropped. Made on rank 0; all functions are the training thread's.
 #pragma once
 #include <condition_variable>
 #include <functional>
@@ -18,8 +18,9 @@ class CheckpointWriter {
  public:
   using Write = std::function<void(const TrainingState&)>;
 
-  /// `write` runs on the writer's thread and must write all of a checkpoint or throw. `state` gives the sizes of the tensors and
-  /// what never changes (recipe, hashes, keys). With `on_disk_full_continue`, errors of a full disk are logged and nothing more.
+  /// `write` runs on the writer's thread and must write all of a checkpoint or throw. `state` gives the sizes of the
+  /// tensors and what never changes (recipe, hashes, keys). With `on_disk_full_continue`, errors of a full disk are
+  /// logged and nothing more.
   CheckpointWriter(const TrainingState& state, bool on_disk_full_continue, Write write);
   /// Waits for the write in flight; an error that nobody asked for is logged.
   ~CheckpointWriter();
@@ -39,8 +40,8 @@ class CheckpointWriter {
   void guard(const std::function<void()>& action);
   /// An error is waiting for finish(). Never blocks.
   bool failed() const;
-  /// Waits for the write in flight, then throws the first error kept. With `must_be_written`, also one that on_disk_full passed over,
-  /// if it was the last checkpoint's.
+  /// Waits for the write in flight, then throws the first error kept. With `must_be_written`, also one that
+  /// on_disk_full passed over, if it was the last checkpoint's.
   void finish(bool must_be_written = false);
 
  private:
@@ -55,7 +56,7 @@ class CheckpointWriter {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool writing_ = false, ending_ = false;
-  std::optional<Error> error_;     // kept for finish()
+  std::optional<Error> error_;      // kept for finish()
   std::optional<Error> unwritten_;  // of the last checkpoint, where on_disk_full passed over it
   std::string last_logged_;
   std::thread thread_;

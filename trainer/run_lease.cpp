@@ -90,7 +90,7 @@ nlohmann::json describe_this_process() {
 }
 
 struct Holder {
-  nlohmann::json who;      // {} where the file can't be read as a lease
+  nlohmann::json who;       // {} where the file can't be read as a lease
   struct timespec beat {};  // its modification time
 
   std::string text(const char* key) const {
@@ -132,7 +132,8 @@ std::optional<Holder> read_holder(const fs::path& path) {
   return holder;
 }
 
-/// The file system's own idea of how long ago the last heartbeat was: `fresh` was written just now. Clocks of hosts may differ.
+/// The file system's own idea of how long ago the last heartbeat was: `fresh` was written just now. Clocks of hosts may
+/// differ.
 milliseconds age_of(const Holder& holder, const fs::path& fresh) {
   struct stat now {};
   if (stat(fresh.c_str(), &now) != 0) return milliseconds(0);
@@ -173,8 +174,9 @@ class Watch {
     if (watched < 3 * times.heartbeat) return Verdict::unknown;
     if (watched + age_ >= times.stale) return Verdict::gone;
     if (!said_) {
-      log::warning("'{}' was left by {}, which shows no heartbeat: waiting up to {:.0f} s before taking the run folder over",
-                   kLease, holder.name(), std::chrono::duration<double>(times.stale - age_).count());
+      log::warning(
+          "'{}' was left by {}, which shows no heartbeat: waiting up to {:.0f} s before taking the run folder over",
+          kLease, holder.name(), std::chrono::duration<double>(times.stale - age_).count());
     }
     said_ = true;
     return Verdict::unknown;
@@ -189,12 +191,14 @@ class Watch {
 
 [[noreturn]] void refuse(const fs::path& path, const Holder& holder) {
   throw Error(ErrorKind::usage,
-              fmt::format("starting the training: another run is at work in '{}': {}", path.parent_path().string(), holder.name()),
-              fmt::format("wait for it, stop it, or choose another output_dir; only if it is surely gone, remove '{}'", path.string()));
+              fmt::format("starting the training: another run is at work in '{}': {}", path.parent_path().string(),
+                          holder.name()),
+              fmt::format("wait for it, stop it, or choose another output_dir; only if it is surely gone, remove '{}'",
+                          path.string()));
 }
 
-/// Gives the file `own` the name `path` too; false when there is one of that name. It appears whole: O_EXCL for a file that is
-/// never empty.
+/// Gives the file `own` the name `path` too; false when there is one of that name. It appears whole: O_EXCL for a file
+/// that is never empty.
 bool link_exclusively(int descriptor, const fs::path& own, const fs::path& path) {
   if (::link(own.c_str(), path.c_str()) == 0) return true;
   const int error = errno;
@@ -212,8 +216,8 @@ bool link_exclusively(int descriptor, const fs::path& own, const fs::path& path)
 
 /// Puts `own` in the place of the lease of `holder`. False when somebody else was faster.
 bool take_over(const fs::path& own, const fs::path& path, const Holder& holder) {
-  // Two that found the same stale lease: on one host the lock lets them go one by one. Between hosts (most network file systems have
-  // no lock on folders) the last rename wins, and require_held() tells the other.
+  // Two that found the same stale lease: on one host the lock lets them go one by one. Between hosts (most network file
+  // systems have no lock on folders) the last rename wins, and require_held() tells the other.
   const int folder = ::open(path.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder >= 0) flock(folder, LOCK_EX);
   const auto still = read_holder(path);
@@ -292,7 +296,8 @@ void RunLease::beat() {
 }
 
 bool RunLease::is_ours() const {
-  struct stat there {}, ours {};
+  struct stat there {
+  }, ours{};
   if (stat(path_.c_str(), &there) != 0) return errno != ENOENT;  // what can't be asked now isn't lost
   return fstat(descriptor_, &ours) == 0 && there.st_dev == ours.st_dev && there.st_ino == ours.st_ino;
 }
@@ -301,7 +306,8 @@ void RunLease::require_held() const {
   if (is_ours()) return;
   std::string by = "its lease is gone";
   if (const auto holder = read_holder(path_)) by = fmt::format("{} took it over", holder->name());
-  throw Error(ErrorKind::usage, fmt::format("writing into '{}': it is no longer this run's: {}", path_.parent_path().string(), by),
+  throw Error(ErrorKind::usage,
+              fmt::format("writing into '{}': it is no longer this run's: {}", path_.parent_path().string(), by),
               "a run that stood still for long is taken for lost; the other one goes on from its newest checkpoint");
 }
 

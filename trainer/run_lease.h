@@ -1,5 +1,6 @@
-// One run in one folder: output_dir/run.lease names the process that writes there (host, boot, process, start, Slurm job), and its
-// modification time is touched while that process lives. docs/reliability.md says when another may take it over. Rank 0 holds it.
+// One run in one folder: output_dir/run.lease names the process that writes there (host, boot, process, start, Slurm
+// job), and its modification time is touched while that process lives. docs/reliability.md says when another may take
+// it over. Rank 0 holds it.
 #pragma once
 #include <chrono>
 #include <condition_variable>
@@ -18,16 +19,16 @@ struct LeaseTimes {
 
 class RunLease {
  public:
-  /// Takes the lease of `output_dir`, which must exist. Throws Error(usage) naming the holder when a live process has it, within
-  /// `patience`; a holder that is gone is named in the log and its lease taken over. Error(io).
+  /// Takes the lease of `output_dir`, which must exist. Throws Error(usage) naming the holder when a live process has
+  /// it, within `patience`; a holder that is gone is named in the log and its lease taken over. Error(io).
   explicit RunLease(const std::filesystem::path& output_dir, const LeaseTimes& times = {});
   /// Releases it, if it is still ours.
   ~RunLease();
   RunLease(const RunLease&) = delete;
   RunLease& operator=(const RunLease&) = delete;
 
-  /// Throws Error(usage) when another run has taken the folder over meanwhile (this process was stopped for long): it must not write
-  /// there any more. Thread-safe.
+  /// Throws Error(usage) when another run has taken the folder over meanwhile (this process was stopped for long): it
+  /// must not write there any more. Thread-safe.
   void require_held() const;
 
  private:
