@@ -75,10 +75,13 @@ def run(command, cores, threads):
 
 
 def step_times(folder, tag):
-    (events,) = glob.glob(folder + "/**/events.out.tfevents.*", recursive=True)[-1:]
-    accumulator = EventAccumulator(events, size_guidance={"scalars": 0})
-    accumulator.Reload()
-    return [event.wall_time for event in accumulator.Scalars(tag)]
+    """Wall times of the events under `tag`, in whichever event file has them (the script writes its settings to another)."""
+    for events in glob.glob(folder + "/**/events.out.tfevents.*", recursive=True):
+        accumulator = EventAccumulator(events, size_guidance={"scalars": 0})
+        accumulator.Reload()
+        if tag in accumulator.Tags()["scalars"]:
+            return [event.wall_time for event in accumulator.Scalars(tag)]
+    sys.exit(f"no TensorBoard events '{tag}' in '{folder}'")
 
 
 def script_command(args, base, pictures, out):
