@@ -40,7 +40,7 @@ say() { echo "slurm job $SLURM_JOB_ID: $*" >&2; }
 last_step() {
   {
     echo 0
-    ls "$output_dir" | sed -n 's/^checkpoint-\([0-9]\{1,\}\)$/\1/p'
+    for folder in "$output_dir"/checkpoint-*; do echo "${folder##*-}"; done | grep -x '[0-9]\{1,\}'
     tail -n 1 "$output_dir/metrics.jsonl" | sed -n 's/.*"global_step": *\([0-9]\{1,\}\).*/\1/p'
   } 2>/dev/null | sort -n | tail -n 1
 }
@@ -48,6 +48,7 @@ last_step() {
 # Starts in a row that came no further than one before ($stuck), and how far that was ($reached): kept in a file, since every
 # start is a new shell.
 progress=$output_dir/slurm-$SLURM_JOB_ID.progress
+adapter=$output_dir/pytorch_lora_weights.safetensors
 now=$(last_step)
 reached="" stuck=""
 [ -e "$progress" ] && read -r reached stuck <"$progress"
@@ -57,7 +58,8 @@ else
   stuck=$((stuck + 1))
 fi
 echo "$reached $stuck" >"$progress"
-say "start $((${SLURM_RESTART_COUNT:-0} + 1)), $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST, from step $now"
+ranks=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE)) # of this start: scontrol update may have changed the nodes
+say "start $((${SLURM_RESTART_COUNT:-0} + 1)), $ranks ranks on $SLURM_JOB_NODELIST, from step $now"
 
 # USR1: the ranks answer it with a checkpoint and exit code 75. TERM comes when Slurm ends the job (preemption, scontrol requeue,
 # scancel, the time limit) and reaches the ranks without our help: this shell only has to outlive them.
@@ -67,14 +69,31 @@ trap 'stopping=TERM' TERM
 
 # --mpi=pmix: the ranks find each other. --kill-on-bad-exit: when one is lost the others end too; by default they would wait for
 # it for ever. --cpus-per-task: since 22.05 srun does not take it from the lines above.
-srun --mpi=pmix --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" "${train[@]}" &
-srun_pid=$!
-[ -z "$stopping" ] || kill -USR1 "$srun_pid"
-# A trapped signal ends wait early; srun is gone when kill finds nobody.
-while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
-wait "$srun_pid"
-code=$?
-[ "$stopping" = USR1 ] && [ $code -eq 138 ] && code=75 # USR1 came before the ranks were ready for it
+run_ranks() {
+  srun --ntasks="$ranks" --mpi=pmix --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" "${train[@]}" &
+  srun_pid=$!
+  [ -z "$stopping" ] || kill -USR1 "$srun_pid"
+  # A trapped signal ends wait early; srun is gone when kill finds nobody.
+  while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
+  wait "$srun_pid"
+  code=$?
+  srun_pid=""
+  [ "$stopping" = USR1 ] && [ $code -eq 138 ] && code=75 # USR1 came before the ranks were ready for it
+  # srun can end with 0 though the ranks never ran (a launch that failed and then timed out): done is what wrote the adapter.
+  [ $code -eq 0 ] && ! [ "$adapter" -nt "$progress" ] && code=76
+}
+run_ranks
+case $code in
+  0 | 2 | 65 | 70 | 74 | 75 | 77) ;;
+  *)
+    # Lost before the first step? Once more at once, as the next step of this allocation: a node that lost its power keeps
+    # files of this step's number, and PMIx stumbles over them ("Address already in use").
+    if [ -z "$stopping" ] && [ "$(last_step)" -le "$now" ]; then
+      say "no step done (exit code $code): trying once more in this allocation"
+      run_ranks
+    fi
+    ;;
+esac
 
 end_job() {
   rm -f "$progress"
