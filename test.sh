@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Installs what the tests need besides, builds, and runs them all. Arguments go to ctest:
-#   ./test.sh -L unit               one label (unit, mpi, oracle, e2e)
+#   ./test.sh -L unit               one label (unit, mpi, oracle, e2e, slurm)
 #   LORASHARD_LONG_TESTS=1 ./test.sh    the long counts
 set -euo pipefail
 cd "$(dirname "$0")"
 
 ./quickstart.sh --setup-only
 
-needed=(libgtest-dev libgmock-dev)
-if ! dpkg-query -W -f '${Status}\n' "${needed[@]}" 2>/dev/null | grep -q 'install ok installed'; then
+needed=()
+for package in libgtest-dev libgmock-dev slurmctld slurmd slurm-client; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || needed+=("$package")
+done
+if [ ${#needed[@]} -gt 0 ]; then
   [ "$(id -u)" -eq 0 ] || { echo "test.sh: missing: sudo apt-get install --no-install-recommends ${needed[*]}" >&2; exit 2; }
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${needed[@]}" >/dev/null
