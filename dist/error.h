@@ -1,4 +1,4 @@
-// The one exception of lorashard, its kinds, and the exit code of each kind (docs/running_mpirun.md lists them).
+// The one exception of lorashard, its kinds, and the exit code of each kind (docs/running_mpirun_slurm.md lists them).
 // A message says what was being done, on which 'quoted thing', what was expected and what was found; the hint
 // says what to do about it. main() (launch/main.cpp) is the only place that turns an Error into text and an exit code.
 #pragma once
