@@ -29,10 +29,10 @@ std::string json_line(const StepMetrics& m) {
   return fmt::format(
       "{{\"global_step\": {}, \"epoch\": {}, \"loss\": {}, \"lr\": {}, \"grad_norm\": {}, \"skipped\": {}, "
       "\"step_ms\": {}, "
-      "\"images_per_second\": {}, \"data_wait_ms\": {}, \"checkpoint_wait_ms\": {}, "
+      "\"images_per_second\": {}, \"world_size\": {}, \"data_wait_ms\": {}, \"checkpoint_wait_ms\": {}, "
       "\"checkpoint_snapshot_ms\": {}, \"wall_s\": {}}}\n",
       m.global_step, number(m.epoch), number(m.loss), number(m.lr), number(m.grad_norm), m.skipped, number(m.step_ms),
-      number(m.images_per_second), number(m.data_wait_ms), number(m.checkpoint_wait_ms),
+      number(m.images_per_second), m.world_size, number(m.data_wait_ms), number(m.checkpoint_wait_ms),
       number(m.checkpoint_snapshot_ms), number(m.wall_s));
 }
 

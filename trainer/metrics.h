@@ -17,6 +17,7 @@ struct StepMetrics {
   double checkpoint_wait_ms = 0;         ///< a checkpoint was due while another was being written
   double checkpoint_snapshot_ms = 0;     ///< copying the state for a checkpoint
   double images_per_second = 0;          ///< of all ranks
+  int world_size = 1;                    ///< ranks that shared the step
   double wall_s = 0;                     ///< monotonic, since this process group started
 };
 

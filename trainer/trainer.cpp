@@ -120,6 +120,7 @@ StepMetrics Trainer::train_step(int64_t step) {
   const double seconds = seconds_since(start);
   metrics.step_ms = seconds * 1e3;
   metrics.images_per_second = static_cast<double>(*recipe_.train.total_batch_size) / seconds;
+  metrics.world_size = communicator_.world().world_size;
   metrics.epoch = static_cast<double>((step + 1) * *recipe_.train.total_batch_size) / static_cast<double>(num_samples_);
   return metrics;
 }
