@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "models/geglu.h"
 #include "models/small_attention.h"
 
 namespace lorashard {
@@ -21,10 +22,11 @@ Attention::Attention(int64_t query_dim, int64_t cross_attention_dim, int64_t hea
   to_out_->append(std::make_shared<Linear>(query_dim, query_dim));
 }
 
-at::Tensor Attention::forward(const at::Tensor& hidden_states, const at::Tensor& encoder_hidden_states) const {
+at::Tensor Attention::forward(const at::Tensor& hidden_states, const at::Tensor& encoder_hidden_states,
+                              const at::Tensor& residual) const {
   const at::Tensor q = to_q_->forward(hidden_states);
   const at::Tensor k = to_k_->forward(encoder_hidden_states), v = to_v_->forward(encoder_hidden_states);
-  return (*to_out_)[0].forward(multi_head_attention(q, k, v, heads_));
+  return (*to_out_)[0].forward(multi_head_attention(q, k, v, heads_), residual);
 }
 
 FeedForward::FeedForward(int64_t dim) {
@@ -35,9 +37,8 @@ FeedForward::FeedForward(int64_t dim) {
   out_ = net->register_module("2", std::make_shared<Linear>(4 * dim, dim));
 }
 
-at::Tensor FeedForward::forward(const at::Tensor& hidden_states) const {
-  const auto halves = proj_->forward(hidden_states).chunk(2, -1);
-  return out_->forward(halves[0] * at::gelu(halves[1]));
+at::Tensor FeedForward::forward(const at::Tensor& hidden_states, const at::Tensor& residual) const {
+  return out_->forward(geglu(proj_->forward(hidden_states)), residual);
 }
 
 BasicTransformerBlock::BasicTransformerBlock(int64_t dim, int64_t heads, int64_t cross_attention_dim) {
@@ -51,9 +52,9 @@ BasicTransformerBlock::BasicTransformerBlock(int64_t dim, int64_t heads, int64_t
 
 at::Tensor BasicTransformerBlock::forward(const at::Tensor& x, const at::Tensor& encoder_hidden_states) const {
   const at::Tensor normed = norm1_->forward(x);
-  at::Tensor hidden_states = attn1_->forward(normed, normed) + x;
-  hidden_states = attn2_->forward(norm2_->forward(hidden_states), encoder_hidden_states) + hidden_states;
-  return ff_->forward(norm3_->forward(hidden_states)) + hidden_states;
+  at::Tensor hidden_states = attn1_->forward(normed, normed, x);
+  hidden_states = attn2_->forward(norm2_->forward(hidden_states), encoder_hidden_states, hidden_states);
+  return ff_->forward(norm3_->forward(hidden_states), hidden_states);
 }
 
 Transformer2DModel::Transformer2DModel(const Transformer2DOptions& options) {

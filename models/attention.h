@@ -20,7 +20,9 @@ class Attention : public torch::nn::Module {
  public:
   /// `cross_attention_dim` 0: self-attention.
   Attention(int64_t query_dim, int64_t cross_attention_dim, int64_t heads);
-  at::Tensor forward(const at::Tensor& hidden_states, const at::Tensor& encoder_hidden_states) const;
+  /// Returns attention + `residual`.
+  at::Tensor forward(const at::Tensor& hidden_states, const at::Tensor& encoder_hidden_states,
+                     const at::Tensor& residual) const;
 
  private:
   int64_t heads_;
@@ -32,7 +34,7 @@ class Attention : public torch::nn::Module {
 class FeedForward : public torch::nn::Module {
  public:
   explicit FeedForward(int64_t dim);
-  at::Tensor forward(const at::Tensor& hidden_states) const;
+  at::Tensor forward(const at::Tensor& hidden_states, const at::Tensor& residual) const;
 
  private:
   std::shared_ptr<Linear> proj_, out_;

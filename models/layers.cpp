@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "models/frozen_conv.h"
+#include "models/fused_norm.h"
 #include "models/lora_linear.h"
 
 namespace lorashard {
@@ -19,8 +20,8 @@ Linear::Linear(int64_t in_features, int64_t out_features, bool with_bias) {
   if (with_bias) bias = frozen(*this, "bias", {out_features});
 }
 
-at::Tensor Linear::forward(const at::Tensor& x) const {
-  return lora ? lora_linear(x, weight, bias, *lora) : at::linear(x, weight, bias);
+at::Tensor Linear::forward(const at::Tensor& x, const at::Tensor& residual) const {
+  return lora ? lora_linear(x, weight, bias, *lora, residual) : frozen_linear(x, weight, bias, residual);
 }
 
 Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, int64_t stride_, int64_t padding_)
@@ -36,7 +37,14 @@ GroupNorm::GroupNorm(int64_t num_groups_, int64_t num_channels, double eps_) : n
   bias = frozen(*this, "bias", {num_channels});
 }
 
-at::Tensor GroupNorm::forward(const at::Tensor& x) const { return at::group_norm(x, num_groups, weight, bias, eps); }
+at::Tensor GroupNorm::forward(const at::Tensor& x) const {
+  return fused_group_norm(x, {}, {.weight = weight, .bias = bias, .num_groups = num_groups, .eps = eps});
+}
+
+at::Tensor GroupNorm::forward_silu(const at::Tensor& x, const at::Tensor& shift) const {
+  return fused_group_norm(x, shift,
+                          {.weight = weight, .bias = bias, .num_groups = num_groups, .eps = eps, .silu = true});
+}
 
 LayerNorm::LayerNorm(int64_t size, double eps_) : eps(eps_) {
   weight = frozen(*this, "weight", {size});

@@ -22,7 +22,8 @@ struct LoraPair {
 class Linear : public torch::nn::Module {
  public:
   Linear(int64_t in_features, int64_t out_features, bool with_bias = true);
-  at::Tensor forward(const at::Tensor& x) const;
+  /// `residual`, where given, is added to the result.
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual = {}) const;
   int64_t in_features() const { return weight.size(1); }
   int64_t out_features() const { return weight.size(0); }
 
@@ -44,6 +45,8 @@ class GroupNorm : public torch::nn::Module {
  public:
   GroupNorm(int64_t num_groups, int64_t num_channels, double eps);
   at::Tensor forward(const at::Tensor& x) const;
+  /// silu(forward(x + shift)); `shift` [B, C] may be undefined.
+  at::Tensor forward_silu(const at::Tensor& x, const at::Tensor& shift = {}) const;
 
   at::Tensor weight, bias;
   int64_t num_groups;

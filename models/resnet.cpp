@@ -17,9 +17,9 @@ ResnetBlock2D::ResnetBlock2D(int64_t in_channels, int64_t out_channels, int64_t 
 }
 
 at::Tensor ResnetBlock2D::forward(const at::Tensor& x, const at::Tensor& silu_temb) const {
-  at::Tensor hidden_states = conv1_->forward(at::silu(norm1_->forward(x)));
-  if (time_emb_proj_) hidden_states = hidden_states + time_emb_proj_->forward(silu_temb).unsqueeze(-1).unsqueeze(-1);
-  hidden_states = conv2_->forward(at::silu(norm2_->forward(hidden_states)));
+  at::Tensor hidden_states = conv1_->forward(norm1_->forward_silu(x));
+  const at::Tensor shift = time_emb_proj_ ? time_emb_proj_->forward(silu_temb) : at::Tensor();
+  hidden_states = conv2_->forward(norm2_->forward_silu(hidden_states, shift));
   return (conv_shortcut_ ? conv_shortcut_->forward(x) : x) + hidden_states;
 }
 

@@ -22,21 +22,59 @@ typedef int32_t Ints __attribute__((vector_size(64)));
 LORASHARD_INLINE void load(Floats& to, const float* from) { std::memcpy(&to, from, sizeof(to)); }
 LORASHARD_INLINE void store(float* to, const Floats& from) { std::memcpy(to, &from, sizeof(from)); }
 
+typedef float Eight __attribute__((vector_size(32)));
+typedef float Four __attribute__((vector_size(16)));
+
+/// The halves added, twice: lane i of the result is the sum of lanes i, i + 4, i + 8 and i + 12.
+LORASHARD_INLINE void fold(Four& to, const Floats& x) {
+  const Eight half = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                     __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  to = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+}
+
 LORASHARD_INLINE float sum(const Floats& x) {
-  float lanes[16];
-  store(lanes, x);
-  for (int width = 8; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  Four quarter;
+  fold(quarter, x);
+  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+/// sums[i] = sum(x[i]), with the same bits.
+LORASHARD_INLINE void sum4(const Floats* x, float* sums) {
+  Four a, b, c, d;
+  fold(a, x[0]), fold(b, x[1]), fold(c, x[2]), fold(d, x[3]);
+  const Four ab = __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  const Four cd = __builtin_shufflevector(c, d, 0, 1, 4, 5) + __builtin_shufflevector(c, d, 2, 3, 6, 7);
+  const Four all = __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
+  std::memcpy(sums, &all, sizeof(all));
 }
 
 LORASHARD_INLINE float max(const Floats& x) {
-  float lanes[16];
-  store(lanes, x);
-  for (int width = 8; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
+  const Eight low = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7),
+              high = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15), half = low > high ? low : high;
+  const Four a = __builtin_shufflevector(half, half, 0, 1, 2, 3), b = __builtin_shufflevector(half, half, 4, 5, 6, 7),
+             c = a > b ? a : b, d = __builtin_shufflevector(c, c, 2, 3, 0, 1), e = c > d ? c : d;
+  return e[0] > e[1] ? e[0] : e[1];
 }
+
+/// Four rows of four floats, `from_step` apart, become columns, `to_step` apart.
+LORASHARD_INLINE void transpose4(const float* from, int64_t from_step, float* to, int64_t to_step) {
+  Four a, b, c, d;
+  std::memcpy(&a, from, sizeof(a));
+  std::memcpy(&b, from + from_step, sizeof(b));
+  std::memcpy(&c, from + 2 * from_step, sizeof(c));
+  std::memcpy(&d, from + 3 * from_step, sizeof(d));
+  const Four ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7),
+             cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  a = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), b = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
+  c = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), d = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+  std::memcpy(to, &a, sizeof(a));
+  std::memcpy(to + to_step, &b, sizeof(b));
+  std::memcpy(to + 2 * to_step, &c, sizeof(c));
+  std::memcpy(to + 3 * to_step, &d, sizeof(d));
+}
+
+/// 0, 1, ... 15.
+LORASHARD_INLINE void iota(Floats& to) { to = Floats{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
 /// x = exp(x), within 2 ulp; below -87 it is exp(-87), about 1e-38; x <= 88.
 LORASHARD_INLINE void exp(Floats& x) {
@@ -58,6 +96,25 @@ LORASHARD_INLINE void exp(Floats& x) {
   Floats power;
   std::memcpy(&power, &bits, sizeof(power));
   x = p * power;
+}
+
+/// x = erf(x), within 4 ulp (the rational function Eigen has).
+LORASHARD_INLINE void erf(Floats& x) {
+  const Floats four = Floats{} + 4.0f;
+  x = x > four ? four : x;
+  x = x < -four ? -four : x;
+  const Floats y = x * x;
+  Floats p = y * -2.72614225801306e-10f + 2.77068142495902e-08f;
+  p = p * y - 2.10102402082508e-06f;
+  p = p * y - 5.69250639462346e-05f;
+  p = p * y - 7.34990630326855e-04f;
+  p = p * y - 2.95459980854025e-03f;
+  p = p * y - 1.60960333262415e-02f;
+  Floats q = y * -1.45660718464996e-05f - 2.13374055278905e-04f;
+  q = q * y - 1.68282697438203e-03f;
+  q = q * y - 7.37332916720468e-03f;
+  q = q * y - 1.42647390514189e-02f;
+  x = x * p / q;
 }
 
 }  // namespace lorashard::simd

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -48,48 +49,81 @@ struct Backward {
   float *d_q, *d_k, *d_v;
 };
 
-// All loops run along the keys: a head's keys and values are turned to [head_dim, padded_keys] first.
+// All loops run along the keys: a head's keys and values are turned to [head_dim, padded_keys] first. kDim is head_dim
+// where it is known to the compiler, else 0: loops over 4 to 16 dimensions are worth unrolling.
 
-LORASHARD_INLINE void transpose_in(const Shape& s, const float* rows, float* columns) {
-  const int64_t width = s.padded_keys();
-  for (int64_t d = 0; d < s.head_dim; ++d) {
-    for (int64_t j = 0; j < s.keys; ++j) columns[d * width + j] = rows[j * s.row() + d];
-    for (int64_t j = s.keys; j < width; ++j) columns[d * width + j] = 0;
-  }
+template <int64_t kDim>
+LORASHARD_INLINE int64_t dim(const Shape& s) {
+  return kDim > 0 ? kDim : s.head_dim;
 }
 
+template <int64_t kDim>
+LORASHARD_INLINE void transpose_in(const Shape& s, const float* rows, float* columns) {
+  const int64_t width = s.padded_keys(), step = s.row();
+  int64_t j = 0;
+  if (dim<kDim>(s) % 4 == 0)
+    for (; j + 4 <= s.keys; j += 4)
+      for (int64_t d = 0; d < dim<kDim>(s); d += 4)
+        simd::transpose4(rows + j * step + d, step, columns + d * width + j, width);
+  for (; j < width; ++j)
+    for (int64_t d = 0; d < dim<kDim>(s); ++d) columns[d * width + j] = j < s.keys ? rows[j * step + d] : 0;
+}
+
+template <int64_t kDim>
 LORASHARD_INLINE void transpose_out(const Shape& s, const float* columns, float* rows) {
-  for (int64_t j = 0; j < s.keys; ++j)
-    for (int64_t d = 0; d < s.head_dim; ++d) rows[j * s.row() + d] = columns[d * s.padded_keys() + j];
+  const int64_t width = s.padded_keys(), step = s.row();
+  int64_t j = 0;
+  if (dim<kDim>(s) % 4 == 0)
+    for (; j + 4 <= s.keys; j += 4)
+      for (int64_t d = 0; d < dim<kDim>(s); d += 4)
+        simd::transpose4(columns + d * width + j, width, rows + j * step + d, step);
+  for (; j < s.keys; ++j)
+    for (int64_t d = 0; d < dim<kDim>(s); ++d) rows[j * step + d] = columns[d * width + j];
 }
 
 /// out[j] = sum over d of x[d] * columns[d][j], for the 16 keys from j on.
+template <int64_t kDim>
 LORASHARD_INLINE void combine(const Shape& s, const float* x, const float* columns, int64_t j, Floats& out) {
   out = Floats{};
-  for (int64_t d = 0; d < s.head_dim; ++d) {
+  for (int64_t d = 0; d < dim<kDim>(s); ++d) {
     Floats column;
     simd::load(column, columns + d * s.padded_keys() + j);
     out += x[d] * column;
   }
 }
 
+/// total = the products of x[j] and column[j], added by lane.
+LORASHARD_INLINE void multiply_add(const Shape& s, const float* x, const float* column, Floats& total) {
+  total = Floats{};
+  for (int64_t j = 0; j < s.padded_keys(); j += kWidth) {
+    Floats a, b;
+    simd::load(a, x + j);
+    simd::load(b, column + j);
+    total += a * b;
+  }
+}
+
 /// out[d] = sum over j of x[j] * columns[d][j].
+template <int64_t kDim>
 LORASHARD_INLINE void reduce(const Shape& s, const float* x, const float* columns, float* out) {
-  for (int64_t d = 0; d < s.head_dim; ++d) {
-    Floats total{};
-    for (int64_t j = 0; j < s.padded_keys(); j += kWidth) {
-      Floats a, b;
-      simd::load(a, x + j);
-      simd::load(b, columns + d * s.padded_keys() + j);
-      total += a * b;
-    }
+  const int64_t width = s.padded_keys();
+  int64_t d = 0;
+  for (; d + 4 <= dim<kDim>(s); d += 4) {
+    Floats totals[4];
+    for (int64_t i = 0; i < 4; ++i) multiply_add(s, x, columns + (d + i) * width, totals[i]);
+    simd::sum4(totals, out + d);
+  }
+  for (; d < dim<kDim>(s); ++d) {
+    Floats total;
+    multiply_add(s, x, columns + d * width, total);
     out[d] = simd::sum(total);
   }
 }
 
 /// columns[d][j] += x[d] * y, for the 16 keys from j on.
+template <int64_t kDim>
 LORASHARD_INLINE void add_outer(const Shape& s, const float* x, const Floats& y, float* columns, int64_t j) {
-  for (int64_t d = 0; d < s.head_dim; ++d) {
+  for (int64_t d = 0; d < dim<kDim>(s); ++d) {
     Floats column;
     simd::load(column, columns + d * s.padded_keys() + j);
     column += x[d] * y;
@@ -97,66 +131,73 @@ LORASHARD_INLINE void add_outer(const Shape& s, const float* x, const Floats& y,
   }
 }
 
-LORASHARD_SIMD void forward_heads(const Forward& f, int64_t begin, int64_t end, float* scratch) {
-  const Shape& s = f.shape;
+/// row = softmax of `scale` * query keys over the keys that are there, 0 in the padding.
+template <int64_t kDim>
+LORASHARD_INLINE void softmax_row(const Shape& s, const float* query, const float* keys, float scale, float* row) {
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  const int64_t width = s.padded_keys(), last = width - kWidth;
+  // Comparisons with vectors, not stores of single floats into the row: a vector load right after those would wait.
+  Floats index;
+  simd::iota(index);
+  const Floats there = index < Floats{} + static_cast<float>(s.keys - last) ? Floats{} + 1.0f : Floats{};
+  Floats largest = Floats{} + kLowest, total{};
+  for (int64_t j = 0; j < width; j += kWidth) {
+    Floats scores;
+    combine<kDim>(s, query, keys, j, scores);
+    scores *= scale;
+    if (j == last) scores = there > Floats{} ? scores : Floats{} + kLowest;
+    largest = scores > largest ? scores : largest;
+    simd::store(row + j, scores);
+  }
+  const float most = simd::max(largest);
+  for (int64_t j = 0; j < width; j += kWidth) {
+    Floats p;
+    simd::load(p, row + j);
+    p -= most;
+    simd::exp(p);
+    if (j == last) p *= there;
+    total += p;
+    simd::store(row + j, p);
+  }
+  const float inverse = 1.0f / simd::sum(total);
+  for (int64_t j = 0; j < width; j += kWidth) {
+    Floats p;
+    simd::load(p, row + j);
+    simd::store(row + j, p * inverse);
+  }
+}
+
+template <int64_t kDim>
+LORASHARD_INLINE void forward_heads_of(const Forward& f, int64_t begin, int64_t end, float* scratch) {
+  const Shape s = f.shape;
   const int64_t width = s.padded_keys();
   const float scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
   float *keys = scratch, *values = scratch + s.head_dim * width;
   for (int64_t head = begin; head < end; ++head) {
     const int64_t b = head / s.heads, h = head % s.heads;
-    transpose_in(s, f.k + s.key_offset(b, h), keys);
-    transpose_in(s, f.v + s.key_offset(b, h), values);
+    transpose_in<kDim>(s, f.k + s.key_offset(b, h), keys);
+    transpose_in<kDim>(s, f.v + s.key_offset(b, h), values);
     for (int64_t i = 0; i < s.queries; ++i) {
-      const float* query = f.q + s.query_offset(b, h) + i * s.row();
+      const int64_t at = s.query_offset(b, h) + i * s.row();
       float* row = f.probabilities + (head * s.queries + i) * width;
-      for (int64_t j = 0; j < width; j += kWidth) {
-        Floats scores;
-        combine(s, query, keys, j, scores);
-        simd::store(row + j, scores * scale);
-      }
-      for (int64_t j = s.keys; j < width; ++j) row[j] = -std::numeric_limits<float>::infinity();
-      Floats largest = Floats{} - std::numeric_limits<float>::infinity(), total{};
-      for (int64_t j = 0; j < width; j += kWidth) {
-        Floats scores;
-        simd::load(scores, row + j);
-        largest = scores > largest ? scores : largest;
-      }
-      const float most = simd::max(largest);
-      for (int64_t j = 0; j < width; j += kWidth) {
-        Floats p;
-        simd::load(p, row + j);
-        p -= most;
-        simd::exp(p);
-        simd::store(row + j, p);
-      }
-      for (int64_t j = s.keys; j < width; ++j) row[j] = 0;
-      for (int64_t j = 0; j < width; j += kWidth) {
-        Floats p;
-        simd::load(p, row + j);
-        total += p;
-      }
-      const float inverse = 1.0f / simd::sum(total);
-      for (int64_t j = 0; j < width; j += kWidth) {
-        Floats p;
-        simd::load(p, row + j);
-        simd::store(row + j, p * inverse);
-      }
-      reduce(s, row, values, f.out + s.query_offset(b, h) + i * s.row());
+      softmax_row<kDim>(s, f.q + at, keys, scale, row);
+      reduce<kDim>(s, row, values, f.out + at);
     }
   }
 }
 
-LORASHARD_SIMD void backward_heads(const Backward& f, int64_t begin, int64_t end, float* scratch) {
-  const Shape& s = f.shape;
+template <int64_t kDim>
+LORASHARD_INLINE void backward_heads_of(const Backward& f, int64_t begin, int64_t end, float* scratch) {
+  const Shape s = f.shape;
   const int64_t width = s.padded_keys(), size = s.head_dim * width;
   const float scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
   float *keys = scratch, *values = keys + size, *d_keys = values + size, *d_values = d_keys + size,
         *d_scores = d_values + size;
   for (int64_t head = begin; head < end; ++head) {
     const int64_t b = head / s.heads, h = head % s.heads;
-    transpose_in(s, f.k + s.key_offset(b, h), keys);
-    transpose_in(s, f.v + s.key_offset(b, h), values);
-    std::fill(d_keys, d_keys + 2 * size, 0.0f);
+    transpose_in<kDim>(s, f.k + s.key_offset(b, h), keys);
+    transpose_in<kDim>(s, f.v + s.key_offset(b, h), values);
+    std::memset(d_keys, 0, static_cast<size_t>(2 * size) * sizeof(float));
     for (int64_t i = 0; i < s.queries; ++i) {
       const int64_t at = s.query_offset(b, h) + i * s.row();
       const float *d_out = f.d_out + at, *row = f.probabilities + (head * s.queries + i) * width;
@@ -164,8 +205,8 @@ LORASHARD_SIMD void backward_heads(const Backward& f, int64_t begin, int64_t end
       for (int64_t j = 0; j < width; j += kWidth) {
         Floats p, d_p;
         simd::load(p, row + j);
-        add_outer(s, d_out, p, d_values, j);
-        combine(s, d_out, values, j, d_p);
+        add_outer<kDim>(s, d_out, p, d_values, j);
+        combine<kDim>(s, d_out, values, j, d_p);
         simd::store(d_scores + j, d_p);
         total += p * d_p;
       }
@@ -176,12 +217,38 @@ LORASHARD_SIMD void backward_heads(const Backward& f, int64_t begin, int64_t end
         simd::load(d_s, d_scores + j);
         d_s = p * (d_s - mean) * scale;
         simd::store(d_scores + j, d_s);
-        add_outer(s, f.q + at, d_s, d_keys, j);
+        add_outer<kDim>(s, f.q + at, d_s, d_keys, j);
       }
-      reduce(s, d_scores, keys, f.d_q + at);
+      reduce<kDim>(s, d_scores, keys, f.d_q + at);
     }
-    transpose_out(s, d_keys, f.d_k + s.key_offset(b, h));
-    transpose_out(s, d_values, f.d_v + s.key_offset(b, h));
+    transpose_out<kDim>(s, d_keys, f.d_k + s.key_offset(b, h));
+    transpose_out<kDim>(s, d_values, f.d_v + s.key_offset(b, h));
+  }
+}
+
+LORASHARD_SIMD void forward_heads(const Forward& f, int64_t begin, int64_t end, float* scratch) {
+  switch (f.shape.head_dim) {
+    case 4:
+      return forward_heads_of<4>(f, begin, end, scratch);
+    case 8:
+      return forward_heads_of<8>(f, begin, end, scratch);
+    case 16:
+      return forward_heads_of<16>(f, begin, end, scratch);
+    default:
+      return forward_heads_of<0>(f, begin, end, scratch);
+  }
+}
+
+LORASHARD_SIMD void backward_heads(const Backward& f, int64_t begin, int64_t end, float* scratch) {
+  switch (f.shape.head_dim) {
+    case 4:
+      return backward_heads_of<4>(f, begin, end, scratch);
+    case 8:
+      return backward_heads_of<8>(f, begin, end, scratch);
+    case 16:
+      return backward_heads_of<16>(f, begin, end, scratch);
+    default:
+      return backward_heads_of<0>(f, begin, end, scratch);
   }
 }
 

@@ -143,7 +143,7 @@ at::Tensor UNet2DConditionModel::forward(const at::Tensor& sample, const at::Ten
     hidden_states = block->forward(hidden_states, silu_temb, encoder_hidden_states, res_samples);
 
   // 6. post-process
-  return parts_->conv_out->forward(at::silu(parts_->conv_norm_out->forward(hidden_states)));
+  return parts_->conv_out->forward(parts_->conv_norm_out->forward_silu(hidden_states));
 }
 
 }  // namespace lorashard
