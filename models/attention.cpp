@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "models/geglu.h"
+#include "models/lora_linear.h"
 #include "models/small_attention.h"
 
 namespace lorashard {
@@ -75,15 +76,17 @@ Transformer2DModel::Transformer2DModel(const Transformer2DOptions& options) {
 }
 
 at::Tensor Transformer2DModel::forward(const at::Tensor& x, const at::Tensor& encoder_hidden_states) const {
-  // Views, as long as the image is channels_last.
-  const auto to_tokens = [](const at::Tensor& image) { return image.permute({0, 2, 3, 1}).flatten(1, 2); };
-  const auto to_image = [&x](const at::Tensor& tokens) {
-    return tokens.unflatten(1, {x.size(2), x.size(3)}).permute({0, 3, 1, 2});
+  // Views, as long as the image is channels_last. A 1x1 convolution of the image is a linear layer of its tokens.
+  const int64_t batch = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
+  const auto project = [&](const at::Tensor& tokens, const Linear* linear, const Conv2d* conv) {
+    return linear ? linear->forward(tokens)
+                  : frozen_linear(tokens, conv->weight.view({channels, channels}), conv->bias);
   };
-  const at::Tensor normed = norm_->forward(x);
-  at::Tensor hidden_states = conv_in_ ? to_tokens(conv_in_->forward(normed)) : linear_in_->forward(to_tokens(normed));
+  const at::Tensor normed = norm_->forward(x).permute({0, 2, 3, 1}).reshape({batch, height * width, channels});
+  at::Tensor hidden_states = project(normed, linear_in_.get(), conv_in_.get());
   for (const auto& block : *transformer_blocks_) hidden_states = block->forward(hidden_states, encoder_hidden_states);
-  return (conv_out_ ? conv_out_->forward(to_image(hidden_states)) : to_image(linear_out_->forward(hidden_states))) + x;
+  hidden_states = project(hidden_states, linear_out_.get(), conv_out_.get());
+  return hidden_states.view({batch, height, width, channels}).permute({0, 3, 1, 2}) + x;
 }
 
 }  // namespace lorashard

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "models/autograd_node.h"
 #include "models/simd.h"
@@ -166,7 +165,7 @@ LORASHARD_SIMD void backward_image(const Work& w, int64_t b, float* scratch) {
 template <class F>
 void for_each_image(const Work& w, const F& f) {
   at::parallel_for(0, w.batch, w.grain(), [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(w.scratch());
+    simd::Scratch scratch(w.scratch());
     for (int64_t b = begin; b < end; ++b) f(w, b, scratch.data());
   });
 }

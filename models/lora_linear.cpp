@@ -20,6 +20,7 @@ at::Tensor reshaped(const at::Tensor& rows, const at::Tensor& like) {
 
 at::Tensor as_rows(const at::Tensor& x) { return x.dim() == 2 ? x : x.reshape({-1, x.size(-1)}); }
 
+/// x W^T + b + residual.
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& residual) {
   if (!residual.defined()) return bias.defined() ? at::addmm(bias, x, weight.t()) : at::mm(x, weight.t());
   const at::Tensor rows = as_rows(residual);

@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include <vector>
+#include <cstring>
 
 #include "models/simd.h"
 
@@ -33,7 +33,7 @@ LORASHARD_INLINE void project(const float* row, const float* columns, int64_t wi
     for (int64_t i = 0; i < kStep; ++i) {
       Floats column;
       simd::load(column, columns + i * width + j);
-      totals[i] += value * column;
+      simd::fma(totals[i], value, column);
     }
   }
   simd::sum4(totals, out);
@@ -48,7 +48,7 @@ LORASHARD_INLINE void expand(const float* low, const float* columns, int64_t wid
     for (int64_t i = 0; i < kStep; ++i) {
       Floats column;
       simd::load(column, columns + i * width + j);
-      value += low[i] * column;
+      simd::fma(value, low[i], column);
     }
     simd::store(row + j, value);
   }
@@ -63,7 +63,7 @@ LORASHARD_INLINE void add_outer(const float* lows, int64_t low_step, const float
     for (int64_t i = 0; i < kStep; ++i) {
       Floats column;
       simd::load(column, columns + i * width + j);
-      for (int64_t n = 0; n < kRows; ++n) column += lows[n * low_step + i] * values[n];
+      for (int64_t n = 0; n < kRows; ++n) simd::fma(column, lows[n * low_step + i], values[n]);
       simd::store(columns + i * width + j, column);
     }
   }
@@ -100,13 +100,11 @@ LORASHARD_SIMD void backward_rows(const Work& w) {
 }
 
 /// up [out, rank] as [rank, out].
-std::vector<float> columns_of(const at::Tensor& up) {
+void to_columns(const at::Tensor& up, float* columns) {
   const int64_t out = up.size(0), rank = up.size(1);
-  std::vector<float> columns(static_cast<size_t>(out * rank));
   const float* from = up.const_data_ptr<float>();
-  for (int64_t o = 0; o < out; ++o)
-    for (int64_t i = 0; i < rank; ++i) columns[static_cast<size_t>(i * out + o)] = from[o * rank + i];
-  return columns;
+  for (int64_t i = 0; i < rank; i += kStep)
+    for (int64_t o = 0; o < out; o += 4) simd::transpose4(from + o * rank + i, rank, columns + i * out + o, out);
 }
 
 bool usable(const at::Tensor& parameter) {
@@ -126,7 +124,8 @@ bool fits(const at::Tensor& x, const at::Tensor& y, const LoraPair& lora) {
 at::Tensor forward(const at::Tensor& x, const LoraPair& lora, const at::Tensor& y) {
   const int64_t rank = lora.down.size(0);
   at::Tensor low = at::empty({x.size(0), rank}, x.options());
-  const std::vector<float> up_columns = columns_of(lora.up);
+  const simd::Scratch up_columns(static_cast<size_t>(lora.up.numel()));
+  to_columns(lora.up, up_columns.data());
   Work w{};
   w.rows = x.size(0), w.in = x.size(1), w.out = y.size(1), w.rank = rank, w.scale = static_cast<float>(lora.scale);
   w.x = x.const_data_ptr<float>(), w.down = lora.down.const_data_ptr<float>(), w.up_columns = up_columns.data();
@@ -137,8 +136,10 @@ at::Tensor forward(const at::Tensor& x, const LoraPair& lora, const at::Tensor& 
 
 void backward(const at::Tensor& x, const at::Tensor& low, const at::Tensor& g, const LoraPair& lora,
               const at::Tensor& dx) {
-  const std::vector<float> up_columns = columns_of(lora.up);
-  std::vector<float> grad_up_columns(up_columns.size(), 0.0f);
+  const size_t size = static_cast<size_t>(lora.up.numel());
+  const simd::Scratch up_columns(size), grad_up_columns(size);
+  to_columns(lora.up, up_columns.data());
+  std::memset(grad_up_columns.data(), 0, size * sizeof(float));
   Work w{};
   w.rows = x.size(0), w.in = x.size(1), w.out = g.size(1), w.rank = low.size(1);
   w.scale = static_cast<float>(lora.scale);
@@ -149,7 +150,7 @@ void backward(const at::Tensor& x, const at::Tensor& low, const at::Tensor& g, c
   backward_rows(w);
   float* grad_up = lora.up.mutable_grad().data_ptr<float>();
   for (int64_t o = 0; o < w.out; ++o)
-    for (int64_t i = 0; i < w.rank; ++i) grad_up[o * w.rank + i] += grad_up_columns[static_cast<size_t>(i * w.out + o)];
+    for (int64_t i = 0; i < w.rank; ++i) grad_up[o * w.rank + i] += w.grad_up_columns[i * w.out + o];
 }
 
 }  // namespace lorashard::low_rank

@@ -1,15 +1,21 @@
 // Sixteen floats at once, in GCC's vector types: one source, compiled for each level of x86-64 and chosen at run time
-// (LORASHARD_SIMD before a function). Sums are lane by lane in a fixed order and nothing is contracted to FMA, so every
-// level gives the same bits. Pass by reference and inline: helpers have no calling convention common to the levels.
+// (LORASHARD_SIMD before a function). Sums are lane by lane in a fixed order and products are fused where fma() says
+// so, not where the compiler likes to, so every level gives the same bits. Pass by reference and inline: helpers have
+// no calling convention common to the levels.
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <memory>
 
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 // Sanitizers can't run the resolvers that choose a clone: they run before the sanitizer is set up.
-#define LORASHARD_SIMD __attribute__((target_clones("avx512f", "avx2", "default")))
+#define LORASHARD_SIMD __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#define LORASHARD_FMA 1
 #else
 #define LORASHARD_SIMD
+#ifdef __FP_FAST_FMAF
+#define LORASHARD_FMA 1
+#endif
 #endif
 #define LORASHARD_INLINE inline __attribute__((always_inline))
 
@@ -19,8 +25,49 @@ constexpr int64_t kWidth = 16;
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 
+/// Floats at a cache line's start, not initialised: a vector across two lines costs twice.
+class Scratch {
+ public:
+  explicit Scratch(size_t size) : floats_(new float[size + 16]) {
+    void* start = floats_.get();
+    size_t space = (size + 16) * sizeof(float);
+    data_ = static_cast<float*>(std::align(64, size * sizeof(float), start, space));
+  }
+  float* data() const { return data_; }
+
+ private:
+  std::unique_ptr<float[]> floats_;
+  float* data_;
+};
+
 LORASHARD_INLINE void load(Floats& to, const float* from) { std::memcpy(&to, from, sizeof(to)); }
 LORASHARD_INLINE void store(float* to, const Floats& from) { std::memcpy(to, &from, sizeof(from)); }
+
+/// sum += a * b, rounded once (twice in builds for processors that would have to call a function for it).
+LORASHARD_INLINE void fma(Floats& sum, const Floats& a, const Floats& b) {
+#ifdef LORASHARD_FMA
+  float x[16], y[16], z[16];  // GCC makes one instruction of this loop, but not of one over the vectors' own elements
+  store(x, a), store(y, b), store(z, sum);
+  for (int i = 0; i < 16; ++i) z[i] = __builtin_fmaf(x[i], y[i], z[i]);
+  load(sum, z);
+#else
+  sum += a * b;
+#endif
+}
+LORASHARD_INLINE void fma(Floats& sum, float a, const Floats& b) {
+  float x[16];
+  for (int i = 0; i < 16; ++i) x[i] = a;
+  Floats all;
+  load(all, x);
+  fma(sum, all, b);
+}
+
+/// x = x * factor + constant.
+LORASHARD_INLINE void scale_add(Floats& x, const Floats& factor, float constant) {
+  Floats result = Floats{} + constant;
+  fma(result, x, factor);
+  x = result;
+}
 
 typedef float Eight __attribute__((vector_size(32)));
 typedef float Four __attribute__((vector_size(16)));
@@ -81,21 +128,26 @@ LORASHARD_INLINE void exp(Floats& x) {
   const Floats least = Floats{} - 87.0f;
   x = x < least ? least : x;
   // x = n ln 2 + r; adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const Floats shifted = x * 1.44269504088896341f + 12582912.0f;
+  Floats shifted = Floats{} + 12582912.0f;
+  fma(shifted, 1.44269504088896341f, x);
   const Floats n = shifted - 12582912.0f;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  Floats r = x;
+  fma(r, -0.693359375f, n);
+  fma(r, 2.12194440e-4f, n);
+  Floats p = Floats{} + 1.9875691500e-4f;
+  scale_add(p, r, 1.3981999507e-3f);
+  scale_add(p, r, 8.3334519073e-3f);
+  scale_add(p, r, 4.1665795894e-2f);
+  scale_add(p, r, 1.6666665459e-1f);
+  scale_add(p, r, 5.0000001201e-1f);
+  Floats result = r + 1.0f;
+  fma(result, p, r * r);
   Ints bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
   bits = (bits - 0x4B400000 + 127) << 23;
   Floats power;
   std::memcpy(&power, &bits, sizeof(power));
-  x = p * power;
+  x = result * power;
 }
 
 /// x = erf(x), within 4 ulp (the rational function Eigen has).
@@ -104,16 +156,18 @@ LORASHARD_INLINE void erf(Floats& x) {
   x = x > four ? four : x;
   x = x < -four ? -four : x;
   const Floats y = x * x;
-  Floats p = y * -2.72614225801306e-10f + 2.77068142495902e-08f;
-  p = p * y - 2.10102402082508e-06f;
-  p = p * y - 5.69250639462346e-05f;
-  p = p * y - 7.34990630326855e-04f;
-  p = p * y - 2.95459980854025e-03f;
-  p = p * y - 1.60960333262415e-02f;
-  Floats q = y * -1.45660718464996e-05f - 2.13374055278905e-04f;
-  q = q * y - 1.68282697438203e-03f;
-  q = q * y - 7.37332916720468e-03f;
-  q = q * y - 1.42647390514189e-02f;
+  Floats p = Floats{} - 2.72614225801306e-10f;
+  scale_add(p, y, 2.77068142495902e-08f);
+  scale_add(p, y, -2.10102402082508e-06f);
+  scale_add(p, y, -5.69250639462346e-05f);
+  scale_add(p, y, -7.34990630326855e-04f);
+  scale_add(p, y, -2.95459980854025e-03f);
+  scale_add(p, y, -1.60960333262415e-02f);
+  Floats q = Floats{} - 1.45660718464996e-05f;
+  scale_add(q, y, -2.13374055278905e-04f);
+  scale_add(q, y, -1.68282697438203e-03f);
+  scale_add(q, y, -7.37332916720468e-03f);
+  scale_add(q, y, -1.42647390514189e-02f);
   x = x * p / q;
 }
 

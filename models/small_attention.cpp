@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <vector>
 
 #include "models/autograd_node.h"
 #include "models/simd.h"
@@ -65,8 +64,10 @@ LORASHARD_INLINE void transpose_in(const Shape& s, const float* rows, float* col
     for (; j + 4 <= s.keys; j += 4)
       for (int64_t d = 0; d < dim<kDim>(s); d += 4)
         simd::transpose4(rows + j * step + d, step, columns + d * width + j, width);
-  for (; j < width; ++j)
-    for (int64_t d = 0; d < dim<kDim>(s); ++d) columns[d * width + j] = j < s.keys ? rows[j * step + d] : 0;
+  for (; j < s.keys; ++j)
+    for (int64_t d = 0; d < dim<kDim>(s); ++d) columns[d * width + j] = rows[j * step + d];
+  for (int64_t d = 0; d < dim<kDim>(s); ++d)
+    for (j = s.keys; j < width; ++j) columns[d * width + j] = 0;
 }
 
 template <int64_t kDim>
@@ -88,7 +89,7 @@ LORASHARD_INLINE void combine(const Shape& s, const float* x, const float* colum
   for (int64_t d = 0; d < dim<kDim>(s); ++d) {
     Floats column;
     simd::load(column, columns + d * s.padded_keys() + j);
-    out += x[d] * column;
+    simd::fma(out, x[d], column);
   }
 }
 
@@ -99,7 +100,7 @@ LORASHARD_INLINE void multiply_add(const Shape& s, const float* x, const float* 
     Floats a, b;
     simd::load(a, x + j);
     simd::load(b, column + j);
-    total += a * b;
+    simd::fma(total, a, b);
   }
 }
 
@@ -126,7 +127,7 @@ LORASHARD_INLINE void add_outer(const Shape& s, const float* x, const Floats& y,
   for (int64_t d = 0; d < dim<kDim>(s); ++d) {
     Floats column;
     simd::load(column, columns + d * s.padded_keys() + j);
-    column += x[d] * y;
+    simd::fma(column, x[d], y);
     simd::store(columns + d * s.padded_keys() + j, column);
   }
 }
@@ -139,13 +140,13 @@ LORASHARD_INLINE void softmax_row(const Shape& s, const float* query, const floa
   // Comparisons with vectors, not stores of single floats into the row: a vector load right after those would wait.
   Floats index;
   simd::iota(index);
-  const Floats there = index < Floats{} + static_cast<float>(s.keys - last) ? Floats{} + 1.0f : Floats{};
+  const auto there = index < Floats{} + static_cast<float>(s.keys - last);
   Floats largest = Floats{} + kLowest, total{};
   for (int64_t j = 0; j < width; j += kWidth) {
     Floats scores;
     combine<kDim>(s, query, keys, j, scores);
     scores *= scale;
-    if (j == last) scores = there > Floats{} ? scores : Floats{} + kLowest;
+    if (j == last) scores = there ? scores : Floats{} + kLowest;
     largest = scores > largest ? scores : largest;
     simd::store(row + j, scores);
   }
@@ -155,7 +156,7 @@ LORASHARD_INLINE void softmax_row(const Shape& s, const float* query, const floa
     simd::load(p, row + j);
     p -= most;
     simd::exp(p);
-    if (j == last) p *= there;
+    if (j == last) p = there ? p : Floats{};
     total += p;
     simd::store(row + j, p);
   }
@@ -208,7 +209,7 @@ LORASHARD_INLINE void backward_heads_of(const Backward& f, int64_t begin, int64_
         add_outer<kDim>(s, d_out, p, d_values, j);
         combine<kDim>(s, d_out, values, j, d_p);
         simd::store(d_scores + j, d_p);
-        total += p * d_p;
+        simd::fma(total, p, d_p);
       }
       const float mean = simd::sum(total);
       for (int64_t j = 0; j < width; j += kWidth) {
@@ -272,7 +273,7 @@ struct SmallAttentionBackward : torch::autograd::Node {
                         d_v.data_ptr<float>()};
     const size_t scratch_size = static_cast<size_t>((4 * shape.head_dim + 1) * shape.padded_keys());
     at::parallel_for(0, shape.batch * shape.heads, shape.grain(), [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(scratch_size);
+      simd::Scratch scratch(scratch_size);
       backward_heads(work, begin, end, scratch.data());
     });
     return {d_q, d_k, d_v};
@@ -306,7 +307,7 @@ at::Tensor small_attention(const at::Tensor& q, const at::Tensor& k, const at::T
                        probabilities.data_ptr<float>()};
     const size_t scratch_size = static_cast<size_t>(2 * shape.head_dim * shape.padded_keys());
     at::parallel_for(0, shape.batch * shape.heads, shape.grain(), [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(scratch_size);
+      simd::Scratch scratch(scratch_size);
       forward_heads(work, begin, end, scratch.data());
     });
   }
