@@ -70,7 +70,7 @@ class Embedding : public torch::nn::Module {
   at::Tensor weight;
 };
 
-/// Modules held in a list under the names "0", "1", … as torch.nn.ModuleList has them.
+/// Modules held in a list under the names "0", "1", ... as torch.nn.ModuleList has them.
 template <class M>
 class ModuleList : public torch::nn::Module {
  public:

@@ -24,7 +24,7 @@ bool is_attention_projection(const LoraModule& module) {
 
 double scale_of(const LoraModule& module) { return module.alpha / static_cast<double>(module.rank); }
 
-/// "a, b, … and 3 more"
+/// "a, b, ... and 3 more"
 std::string list(const std::vector<std::string>& keys) {
   const size_t shown = std::min(keys.size(), kMaxListed);
   const std::string text =

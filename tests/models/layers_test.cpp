@@ -4,10 +4,15 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <tuple>
+#include <vector>
 
 #include "models/attention.h"
 #include "models/frozen_conv.h"
+#include "models/fused_norm.h"
+#include "models/geglu.h"
+#include "models/simd.h"
 #include "models/small_attention.h"
 
 namespace lorashard {
@@ -65,6 +70,49 @@ TEST(Linear, GradientsAreAddedToWhatIsThere) {
   test.layer.forward(test.x).backward(g);
   EXPECT_TRUE(view.is_same(test.layer.lora->down.grad()));
   EXPECT_LE(relative_error(view, 2 * once), 5e-7);
+}
+
+// Widths in whole vectors and a .grad to add to: the way of low_rank.h, also with a rest of rows and without residual.
+TEST(Linear, InOnePassOverTheRowsEqualsItsOperationsApart) {
+  for (const int64_t rank : {4, 8})
+    for (const bool with_residual : {false, true}) {
+      LoraLinearCase test(32, 48, true, 0.5);
+      test.layer.lora = pair_for(test.layer, rank, 0.5);
+      const LoraPair& lora = *test.layer.lora;
+      for (const at::Tensor* parameter : {&lora.down, &lora.up})
+        parameter->mutable_grad() = at::ones_like(parameter->detach());
+      const at::Tensor g = at::randn({3, 7, 48}), down = lora.down.detach().requires_grad_(),
+                       up = lora.up.detach().requires_grad_(), x = test.x.detach().requires_grad_();
+      const at::Tensor residual = at::randn({3, 7, 48}).requires_grad_(),
+                       residual2 = residual.detach().requires_grad_();
+      const at::Tensor found = test.layer.forward(test.x, with_residual ? residual : at::Tensor());
+      found.backward(g);
+      at::Tensor expected = test.apart(x, down, up);
+      if (with_residual) expected = expected + residual2;
+      expected.backward(g);
+      EXPECT_LE(relative_error(found.detach(), expected.detach()), 5e-7);
+      EXPECT_LE(relative_error(test.x.grad(), x.grad()), 5e-7);
+      EXPECT_LE(relative_error(lora.down.grad(), down.grad() + 1), 5e-7);
+      EXPECT_LE(relative_error(lora.up.grad(), up.grad() + 1), 5e-7);
+      if (with_residual) {
+        EXPECT_TRUE(at::equal(residual.grad(), residual2.grad()));
+      }
+    }
+}
+
+TEST(Linear, FrozenEqualsLinearWithItsGradient) {
+  for (const int64_t rows : {3, 20, 200}) {
+    Linear layer(24, 40);
+    layer.weight.normal_();
+    layer.bias.normal_();
+    const at::Tensor x = at::randn({rows, 24}).requires_grad_(), x2 = x.detach().requires_grad_();
+    const at::Tensor residual = at::randn({rows, 40}), g = at::randn({rows, 40});
+    const at::Tensor found = layer.forward(x, residual), expected = at::linear(x2, layer.weight, layer.bias) + residual;
+    found.backward(g);
+    expected.backward(g);
+    EXPECT_LE(relative_error(found.detach(), expected.detach()), 5e-7);
+    EXPECT_LE(relative_error(x.grad(), x2.grad()), 5e-7);
+  }
 }
 
 TEST(Linear, LoraTrainsWhereTheInputWantsNoGradient) {
@@ -192,6 +240,72 @@ TEST(MultiHeadAttention, ManyTokensTakeTheFlashKernelWithTheSameResult) {
   const auto split = [](const at::Tensor& x) { return x.to(at::kDouble).unflatten(-1, {4, -1}).transpose(1, 2); };
   const at::Tensor p = at::softmax(at::matmul(split(q), split(k).transpose(2, 3)) / std::sqrt(8.0), -1);
   EXPECT_LE(relative_error(found, at::matmul(p, split(v)).transpose(1, 2).flatten(2)), 1e-6);
+}
+
+// channels, groups, side; the first that isn't in whole vectors takes ATen's kernels.
+using NormCase = std::tuple<int64_t, int64_t, int64_t>;
+class FusedGroupNorm : public testing::TestWithParam<NormCase> {};
+
+TEST_P(FusedGroupNorm, EqualsItsOperationsApartWithTheirGradient) {
+  const auto [channels, groups, side] = GetParam();
+  at::manual_seed(5);
+  const at::Tensor weight = at::randn({channels}), bias = at::randn({channels}), shift = 3 * at::randn({2, channels});
+  for (const bool silu : {false, true})
+    for (const bool with_shift : {false, true}) {
+      const at::Tensor x =
+          (5 + 2 * at::randn({2, channels, side, side})).contiguous(at::MemoryFormat::ChannelsLast).requires_grad_();
+      const GroupNormWork work{.weight = weight, .bias = bias, .num_groups = groups, .eps = 1e-5, .silu = silu};
+      const at::Tensor found = fused_group_norm(x, with_shift ? shift : at::Tensor(), work);
+      const at::Tensor x2 = x.detach().to(at::kDouble).requires_grad_();
+      const at::Tensor shifted = with_shift ? x2 + shift.to(at::kDouble).unsqueeze(-1).unsqueeze(-1) : x2;
+      const at::Tensor normed = at::group_norm(shifted, groups, weight.to(at::kDouble), bias.to(at::kDouble), 1e-5);
+      const at::Tensor expected = silu ? at::silu(normed) : normed;
+      const at::Tensor g = at::randn_like(found.detach());
+      found.backward(g);
+      expected.backward(g.to(at::kDouble));
+      EXPECT_TRUE(found.is_contiguous(at::MemoryFormat::ChannelsLast));
+      EXPECT_LE(relative_error(found.detach(), expected.detach()), 1e-6);
+      EXPECT_LE(relative_error(x.grad(), x2.grad()), 5e-6);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, FusedGroupNorm,
+                         testing::Values(NormCase{12, 3, 5}, NormCase{16, 4, 5}, NormCase{96, 8, 4},
+                                         NormCase{128, 8, 1}));
+
+TEST(Geglu, EqualsItsOperationsApartWithTheirGradient) {
+  for (const int64_t width : {10, 48}) {
+    const at::Tensor x = (3 * at::randn({2, 5, 2 * width})).requires_grad_();
+    const at::Tensor x2 = x.detach().to(at::kDouble).requires_grad_(), g = at::randn({2, 5, width});
+    const at::Tensor found = geglu(x), expected = x2.narrow(2, 0, width) * at::gelu(x2.narrow(2, width, width));
+    found.backward(g);
+    expected.backward(g.to(at::kDouble));
+    EXPECT_LE(relative_error(found.detach(), expected.detach()), 5e-7);
+    EXPECT_LE(relative_error(x.grad(), x2.grad()), 5e-7);
+  }
+}
+
+LORASHARD_SIMD void exp_and_erf(const float* x, float* exps, float* erfs, int64_t size) {
+  for (int64_t i = 0; i < size; i += simd::kWidth) {
+    simd::Floats a, b;
+    simd::load(a, x + i);
+    b = a;
+    simd::exp(a);
+    simd::erf(b);
+    simd::store(exps + i, a);
+    simd::store(erfs + i, b);
+  }
+}
+
+TEST(Simd, ExpAndErfAreRightToAFewUlp) {
+  std::vector<float> x(1 << 16), exps(x.size()), erfs(x.size());
+  for (size_t i = 0; i < x.size(); ++i) x[i] = -87.0f + 175.0f * static_cast<float>(i) / static_cast<float>(x.size());
+  exp_and_erf(x.data(), exps.data(), erfs.data(), static_cast<int64_t>(x.size()));
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double expected = std::exp(static_cast<double>(x[i]));
+    ASSERT_NEAR(exps[i], expected, 2.5e-7 * expected) << x[i];
+    ASSERT_NEAR(erfs[i], std::erf(static_cast<double>(x[i])), 5e-7) << x[i];
+  }
 }
 
 }  // namespace
