@@ -1,6 +1,6 @@
 // The leaves of every model: frozen layers whose weights arrive from a state dict. They allocate nothing that is
-// touched before load_state_dict() (pages of at::empty), so a full-size model is never in memory twice. Linear and
-// Conv2d carry LoRA.
+// touched before load_state_dict() (pages of at::empty), so a full-size model is never in memory twice. A Linear
+// carries LoRA.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
