@@ -9,6 +9,7 @@
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
+#include "trainer/first_use_pack.h"
 #include "trainer/resume.h"
 #include "trainer/trainer.h"
 
@@ -71,16 +72,9 @@ void Trainer::open_pack() {
     }
   });
   if (!is_pack(folder)) {
-    const std::filesystem::path source = folder;
-    folder = output_dir_ / "pack";
+    folder = first_use_pack(output_dir_);
     run_agreed(communicator_, "packing the training data", [&] {
-      if (!is_main() || is_pack(folder)) return;
-      log::info("'{}' is a folder of pictures: packing it into '{}'", source.string(), folder.string());
-      PackOptions options;
-      options.folder.image_column = recipe_.data.image_column;
-      options.folder.caption_column = recipe_.data.caption_column;
-      options.on_bad_image = recipe_.data.on_bad_image == "skip" ? OnBadImage::skip : OnBadImage::stop;
-      pack_images(source, folder, options);
+      if (is_main()) pack_on_first_use(recipe_, output_dir_);
     });
   }
   run_agreed(communicator_, "opening the training data", [&] {

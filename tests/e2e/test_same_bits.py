@@ -90,6 +90,17 @@ def test_threads_workers_and_checkpoints_change_no_bit(work, undisturbed):
     assert adapter_hash(work / "free") == undisturbed[0]
 
 
+def test_a_plain_picture_folder_is_packed_on_first_use(work, undisturbed):
+    path = recipe(work, "plain", data__train_data_dir=str(work / "pictures"))
+    lorashard("launch", path, "--ranks", 2)
+    assert adapter_hash(work / "plain") == undisturbed[0]
+    # Going on uses that pack; another folder under the same output_dir is not mistaken for it.
+    assert "at the first start" in lorashard("train", path).stderr
+    other = make_pictures(work / "other-pictures", seed=9)
+    said = lorashard("train", path, "--set", f"data.train_data_dir='{other}'", code=2).stderr
+    assert "other-pictures" in said and "hint:" in said
+
+
 def test_without_deterministic_the_ranks_still_agree_closely(work, undisturbed):
     from safetensors.torch import load_file
 
