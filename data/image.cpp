@@ -8,6 +8,7 @@
 #include <shared_mutex>
 #include <string_view>
 
+#include "data/vips_library.h"
 #include "dist/error.h"
 
 namespace lorashard {
@@ -26,33 +27,6 @@ using RegionPointer = std::unique_ptr<VipsRegion, Unref>;
 std::shared_mutex& error_text_mutex() {
   static std::shared_mutex mutex;
   return mutex;
-}
-
-/// What libpng gives as its reason is told as a warning, in the thread that decodes.
-std::string& warnings() {
-  thread_local std::string text;
-  return text;
-}
-
-void keep_warning(const gchar*, GLogLevelFlags, const gchar* text, gpointer) {
-  constexpr size_t kEnough = 500;
-  if (warnings().size() < kEnough && !std::string_view(text).starts_with("error in tile"))
-    warnings() += std::string(text) + "\n";
-}
-
-void init_vips() {
-  static const bool ready = [] {
-    // libpng and libjpeg also warn about harmless things (colour profiles, odd markers), and nothing of ours prints.
-    g_log_set_handler("VIPS", static_cast<GLogLevelFlags>(G_LOG_LEVEL_MASK | G_LOG_FLAG_FATAL | G_LOG_FLAG_RECURSION),
-                      keep_warning, nullptr);
-    if (VIPS_INIT("lorashard") != 0)
-      throw Error(ErrorKind::internal, fmt::format("starting libvips: {}", vips_error_buffer()));
-    vips_concurrency_set(1);  // threads are ours: one picture each
-    vips_cache_set_max(0);    // its cache is keyed by the buffer's address, which is reused
-    vips_block_untrusted_set(TRUE);
-    return true;
-  }();
-  (void)ready;
 }
 
 bool starts_with(std::span<const uint8_t> bytes, size_t offset, std::string_view magic) {
@@ -219,7 +193,7 @@ bool try_decode(std::span<const uint8_t> bytes, ImageFormat format, const std::s
 }
 
 std::string error_text() {
-  std::string text = vips_error_buffer() + warnings();
+  std::string text = vips_error_buffer() + vips_warnings();
   vips_error_clear();
   while (!text.empty() && text.back() == '\n') text.pop_back();
   for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at)) text.replace(at, 1, "; ");
@@ -229,7 +203,7 @@ std::string error_text() {
 }  // namespace
 
 Image decode_image(std::span<const uint8_t> bytes, const std::string& name, const DecodeLimits& limits) {
-  init_vips();
+  start_vips();
   const ImageFormat format = sniff(bytes, name);
   Image image;
   {
@@ -238,7 +212,7 @@ Image decode_image(std::span<const uint8_t> bytes, const std::string& name, cons
   }
   const std::unique_lock alone(error_text_mutex());
   vips_error_clear();
-  warnings().clear();
+  vips_warnings().clear();
   if (try_decode(bytes, format, name, limits, &image)) return image;
   throw Error(ErrorKind::bad_data, fmt::format("decoding '{}' ({} bytes): {}", name, bytes.size(), error_text()),
               "the file is damaged or incomplete; fetch it again or take it out of the folder");

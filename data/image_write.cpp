@@ -3,8 +3,8 @@
 #include <vips/vips.h>
 
 #include <memory>
-#include <mutex>
 
+#include "data/vips_library.h"
 #include "dist/error.h"
 
 namespace lorashard {
@@ -18,13 +18,6 @@ using VipsPointer = std::unique_ptr<VipsImage, Unref>;
 struct Free {
   void operator()(void* memory) const { g_free(memory); }
 };
-
-void start_vips() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    if (VIPS_INIT("lorashard") != 0) throw Error(ErrorKind::internal, fmt::format("libvips: {}", vips_error_buffer()));
-  });
-}
 
 /// Loading SVG is allowed while this lives: decoding pictures switches off every format whose loader isn't hardened.
 struct AllowSvg {
