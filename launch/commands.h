@@ -16,6 +16,7 @@ void add_launch_command(CLI::App& app);     // launch/launch.cpp
 void add_inspect_command(CLI::App& app);    // launch/inspect.cpp
 void add_report_command(CLI::App& app);     // launch/report.cpp
 void add_init_base_command(CLI::App& app);  // launch/init_base.cpp
+void add_doctor_command(CLI::App& app);     // launch/doctor.cpp
 void add_help_command(CLI::App& app);       // launch/help.cpp
 
 }  // namespace lorashard

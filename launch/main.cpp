@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
   add_inspect_command(app);
   add_report_command(app);
   add_init_base_command(app);
+  add_doctor_command(app);
   add_help_command(app);
   try {
     app.parse(argc, argv);

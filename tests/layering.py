@@ -35,6 +35,7 @@ THIRD_PARTY = [
     (r"CLI/.*", ["launch"], True),  # every subcommand adds itself to one CLI::App
     (r"nlohmann/.*", list(LAYERS), False),
     (r"gtest/.*|gmock/.*", ["tests"], True),
+    (r"ATen/cuda/.*|c10/cuda/.*", ["dist", "tests"], False),
     (r"ATen/.*|c10/.*|torch/.*|fmt/.*", list(LAYERS), True),
 ]
 
@@ -97,6 +98,9 @@ def self_test():
         ("trainer/a.cpp", '# include "tests/support/temp_dir.h"'): True,
         ("trainer/a.cpp", "#include <mpi.h>"): True,
         ("data/a.h", "#include <hdf5.h>"): True,
+        ("trainer/a.cpp", "#include <c10/cuda/CUDAStream.h>"): True,
+        ("dist/cuda/a.h", "#include <nccl.h>"): True,
+        ("dist/cuda/a.cpp", "#include <nccl.h>\n#include <c10/cuda/CUDAStream.h>"): False,
         ("launch/a.cpp", "#include <toml++/toml.h>"): True,
         ("launch/a.h", "#include <nlohmann/json.hpp>"): True,
         ("data/a.cpp", "#include <boost/any.hpp>"): True,
@@ -112,7 +116,7 @@ def self_test():
     for (name, text), expected in cases.items():
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / name
-            path.parent.mkdir()
+            path.parent.mkdir(parents=True)
             path.write_text(text + "\n", encoding="utf-8")
             if bool(list(offences(pathlib.Path(folder)))) != expected:
                 print(f"self-test: {name} with {text!r}: expected {'an offence' if expected else 'none'}")

@@ -1,7 +1,6 @@
 // How a Trainer is built: pack, checkpoint, recipe, base, adapter, state, loader, in this order.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <unistd.h>
 
 #include <algorithm>
 
@@ -10,30 +9,11 @@
 #include "dist/error.h"
 #include "dist/log.h"
 #include "trainer/first_use_pack.h"
+#include "trainer/preflight.h"
 #include "trainer/resume.h"
 #include "trainer/trainer.h"
 
 namespace lorashard {
-namespace {
-
-void refuse_fp16_without_gpu(const Recipe& recipe) {
-  if (recipe.train.mixed_precision != "fp16") return;
-  throw Error(ErrorKind::usage, "starting the training: mixed_precision = \"fp16\" needs a GPU, and this version trains on CPUs only",
-              "use \"bf16\" or \"no\": --set train.mixed_precision=bf16");
-}
-
-void prepare_output_dir(const std::filesystem::path& output_dir) {
-  std::error_code error;
-  std::filesystem::create_directories(output_dir, error);
-  const std::string doing = fmt::format("preparing the output folder '{}'", output_dir.string());
-  if (error) throw Error(ErrorKind::io, fmt::format("{}: {}", doing, error.message()), "choose an output_dir that can be written");
-  // Two runs may be here: the lease comes next.
-  const std::filesystem::path trial = output_dir / fmt::format(".writable-{}", getpid());
-  write_durably(trial, std::string_view());
-  std::filesystem::remove(trial, error);
-}
-
-}  // namespace
 
 Trainer::Trainer(Recipe recipe, Communicator& communicator)
     : recipe_(std::move(recipe)), communicator_(communicator), output_dir_(recipe_.output_dir) {
@@ -65,13 +45,9 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator)
 
 void Trainer::open_pack() {
   std::filesystem::path folder = recipe_.data.train_data_dir;
-  run_agreed(communicator_, "opening the training data", [&] {
-    if (!std::filesystem::is_directory(folder)) {
-      throw Error(ErrorKind::usage, fmt::format("opening the training data: 'data.train_data_dir' = '{}' is no folder", folder.string()),
-                  "give a folder of pictures, or one made by: lorashard pack SOURCE --out DIR");
-    }
-  });
-  if (!is_pack(folder)) {
+  bool is_packed = false;
+  run_agreed(communicator_, "opening the training data", [&] { is_packed = train_data_is_pack(recipe_); });
+  if (!is_packed) {
     folder = first_use_pack(output_dir_);
     run_agreed(communicator_, "packing the training data", [&] {
       if (is_main()) pack_on_first_use(recipe_, output_dir_);
@@ -79,26 +55,15 @@ void Trainer::open_pack() {
   }
   run_agreed(communicator_, "opening the training data", [&] {
     pack_ = std::make_unique<Pack>(folder);
-    num_samples_ = pack_->num_samples();
-    if (recipe_.data.max_train_samples > 0) num_samples_ = std::min(num_samples_, recipe_.data.max_train_samples);
+    num_samples_ = num_train_samples(recipe_, *pack_);
   });
   require_same(communicator_, "the pack", pack_->hash());
 }
 
 void Trainer::find_checkpoint() {
-  const std::string& wanted = recipe_.checkpoint.resume_from_checkpoint;
   std::string found;
   run_agreed(communicator_, "looking for a checkpoint", [&] {
-    if (!is_main()) return;
-    if (wanted != "latest" && wanted != "none") {
-      found = wanted;
-    } else if (const auto newest = newest_checkpoint(output_dir_)) {
-      if (wanted == "none") {
-        throw Error(ErrorKind::usage, fmt::format("starting the training anew: '{}' holds checkpoints of an earlier run", output_dir_.string()),
-                    "choose another output_dir, remove it, or go on with resume_from_checkpoint = \"latest\"");
-      }
-      found = newest->string();
-    }
+    if (is_main()) found = checkpoint_to_resume(recipe_).value_or("").string();
   });
   checkpoint_ = communicator_.all_gather(found)[0];
   if (checkpoint_.empty()) return;
@@ -112,7 +77,7 @@ void Trainer::resolve() {
     resolve_recipe(recipe_, world.world_size, world.local_world_size, num_samples_);
   });
   at::set_num_threads(static_cast<int>(recipe_.distributed.threads_per_rank));
-  num_micro_batches_ = *recipe_.train.total_batch_size / recipe_.train.train_batch_size;
+  num_micro_batches_ = micro_batches_of(recipe_);
   if (world.world_size > num_micro_batches_) {
     log::info("{} of the {} ranks have nothing to do: a step has only {} micro-batches (total_batch_size {} / train_batch_size {})",
               world.world_size - num_micro_batches_, world.world_size, num_micro_batches_, *recipe_.train.total_batch_size,
@@ -121,20 +86,10 @@ void Trainer::resolve() {
 }
 
 void Trainer::load_base() {
-  StableDiffusionOptions options;
-  options.variant = recipe_.model.variant;
-  options.vae_folder = recipe_.model.pretrained_vae_model_name_or_path;
-  options.prediction_type = recipe_.model.prediction_type;
-  options.dtype = recipe_.train.mixed_precision == "bf16" ? at::kBFloat16 : at::kFloat;
+  const StableDiffusionOptions options = base_options(recipe_);
   base_ = load_stable_diffusion(recipe_.model.pretrained_model_name_or_path, options);
   base_hash_ = base_model_hash(recipe_.model.pretrained_model_name_or_path, options);
-
-  const int64_t multiple = base_.vae_scale_factor() << (base_.unet->config().block_out_channels.size() - 1);
-  if (recipe_.data.resolution % multiple != 0) {
-    throw Error(ErrorKind::usage, fmt::format("checking the recipe against the base model: 'data.resolution' = {} is not a multiple of {}",
-                                              recipe_.data.resolution, multiple),
-                "the UNet halves the latents several times; choose the nearest multiple");
-  }
+  require_resolution_fits(recipe_, base_);
 }
 
 void Trainer::inject_lora() {

@@ -38,7 +38,7 @@ def subcommands():
 
 
 def test_the_program_has_the_subcommands_of_this_version(subcommands):
-    assert {"pack", "train", "launch", "inspect", "report", "init-base", "help"} <= subcommands
+    assert {"pack", "train", "launch", "inspect", "report", "init-base", "doctor", "help"} <= subcommands
 
 
 @pytest.mark.parametrize("page", PAGES)

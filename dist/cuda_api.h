@@ -1,0 +1,23 @@
+// What liblorashard_cuda.so offers to dist/cuda_library.cpp. C++ types cross the border, so both must come from one
+// build: they compare versions before anything else is called.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "dist/cuda_library.h"
+
+namespace lorashard {
+
+struct CudaApi {
+  CudaDevices (*devices)();
+  std::string (*versions)();
+  std::unique_ptr<Communicator> (*make_nccl_communicator)(Communicator& control, const NcclOptions& options);
+};
+
+/// Raise the number behind the slash when this header changes.
+inline constexpr const char* kCudaApiVersion = LORASHARD_VERSION "/1";
+
+using CudaApiVersionFunction = const char* (*)();  // symbol lorashard_cuda_api_version
+using CudaApiFunction = const CudaApi* (*)();      // symbol lorashard_cuda_api
+
+}  // namespace lorashard

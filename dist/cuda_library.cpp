@@ -1,0 +1,81 @@
+#include "dist/cuda_library.h"
+
+#include <dlfcn.h>
+
+#include <string_view>
+
+#include "dist/agreement.h"
+#include "dist/cuda_api.h"
+#include "dist/error.h"
+
+namespace lorashard {
+namespace {
+
+constexpr const char* kLibraryName = "liblorashard_cuda.so";
+constexpr const char* kWheelsHint = "NVIDIA's libraries come with: .venv/bin/pip install -r requirements-cuda.txt";
+
+std::string last_dl_error() {
+  const char* text = dlerror();
+  return text == nullptr ? "unknown error" : text;
+}
+
+std::filesystem::path program_folder() {
+  std::error_code error;
+  return std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
+}
+
+}  // namespace
+
+CudaLibrary::CudaLibrary(const std::filesystem::path& folder) : path_(folder / kLibraryName) {
+  if (!std::filesystem::is_regular_file(path_)) {
+    why_not_ = fmt::format("there is no '{}'", path_.string());
+    hint_ = "this program was built without its CUDA side: cmake --preset cuda builds both";
+    return;
+  }
+  // Global, and before our own: LibTorch finds its CUDA side by the symbols and registrations this brings in.
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
+    why_not_ = fmt::format("loading LibTorch's CUDA side: {}", last_dl_error());
+    hint_ = kWheelsHint;
+    return;
+  }
+  void* handle = dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    why_not_ = fmt::format("loading '{}': {}", path_.string(), last_dl_error());
+    hint_ = kWheelsHint;
+    return;
+  }
+  const auto version = reinterpret_cast<CudaApiVersionFunction>(dlsym(handle, "lorashard_cuda_api_version"));
+  const auto api = reinterpret_cast<CudaApiFunction>(dlsym(handle, "lorashard_cuda_api"));
+  if (version == nullptr || std::string_view(version()) != kCudaApiVersion || api == nullptr) {
+    why_not_ = fmt::format("loading '{}': expected version {}, found {}", path_.string(), kCudaApiVersion,
+                           version == nullptr ? "none" : version());
+    hint_ = "the program and its CUDA side must come from one build; build both again";
+    return;
+  }
+  api_ = api();
+}
+
+CudaDevices CudaLibrary::devices() const {
+  LORASHARD_CHECK(loaded(), "{}", why_not_);
+  return api_->devices();
+}
+
+std::string CudaLibrary::versions() const {
+  LORASHARD_CHECK(loaded(), "{}", why_not_);
+  return api_->versions();
+}
+
+std::unique_ptr<Communicator> CudaLibrary::make_nccl_communicator(Communicator& control,
+                                                                  const NcclOptions& options) const {
+  run_agreed(control, "starting the GPUs", [&] {
+    if (!loaded()) throw Error(ErrorKind::usage, fmt::format("starting the GPUs: {}", why_not_), hint_);
+  });
+  return api_->make_nccl_communicator(control, options);
+}
+
+const CudaLibrary& cuda_library() {
+  static const CudaLibrary library(program_folder());
+  return library;
+}
+
+}  // namespace lorashard

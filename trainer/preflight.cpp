@@ -1,0 +1,82 @@
+#include "trainer/preflight.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "dist/durable_file.h"
+#include "dist/error.h"
+#include "trainer/checkpoint.h"
+
+namespace lorashard {
+
+void refuse_fp16_without_gpu(const Recipe& recipe) {
+  if (recipe.train.mixed_precision != "fp16") return;
+  throw Error(ErrorKind::usage,
+              "starting the training: mixed_precision = \"fp16\" needs a GPU, and this version trains on CPUs only",
+              "use \"bf16\" or \"no\": --set train.mixed_precision=bf16");
+}
+
+void prepare_output_dir(const std::filesystem::path& output_dir) {
+  std::error_code error;
+  std::filesystem::create_directories(output_dir, error);
+  const std::string doing = fmt::format("preparing the output folder '{}'", output_dir.string());
+  if (error)
+    throw Error(ErrorKind::io, fmt::format("{}: {}", doing, error.message()),
+                "choose an output_dir that can be written");
+  // Two runs may be here: the lease comes next.
+  const std::filesystem::path trial = output_dir / fmt::format(".writable-{}", getpid());
+  write_durably(trial, std::string_view());
+  std::filesystem::remove(trial, error);
+}
+
+bool train_data_is_pack(const Recipe& recipe) {
+  const std::filesystem::path folder = recipe.data.train_data_dir;
+  if (!std::filesystem::is_directory(folder)) {
+    throw Error(ErrorKind::usage,
+                fmt::format("opening the training data: 'data.train_data_dir' = '{}' is no folder", folder.string()),
+                "give a folder of pictures, or one made by: lorashard pack SOURCE --out DIR");
+  }
+  return is_pack(folder);
+}
+
+int64_t num_train_samples(const Recipe& recipe, const Pack& pack) {
+  const int64_t limit = recipe.data.max_train_samples;
+  return limit > 0 ? std::min(pack.num_samples(), limit) : pack.num_samples();
+}
+
+std::optional<std::filesystem::path> checkpoint_to_resume(const Recipe& recipe) {
+  const std::string& wanted = recipe.checkpoint.resume_from_checkpoint;
+  if (wanted != "latest" && wanted != "none") return wanted;
+  const std::optional<std::filesystem::path> newest = newest_checkpoint(recipe.output_dir);
+  if (newest && wanted == "none") {
+    throw Error(ErrorKind::usage,
+                fmt::format("starting the training anew: '{}' holds checkpoints of an earlier run", recipe.output_dir),
+                "choose another output_dir, remove it, or go on with resume_from_checkpoint = \"latest\"");
+  }
+  return newest;
+}
+
+StableDiffusionOptions base_options(const Recipe& recipe) {
+  StableDiffusionOptions options;
+  options.variant = recipe.model.variant;
+  options.vae_folder = recipe.model.pretrained_vae_model_name_or_path;
+  options.prediction_type = recipe.model.prediction_type;
+  options.dtype = recipe.train.mixed_precision == "bf16" ? at::kBFloat16 : at::kFloat;
+  return options;
+}
+
+void require_resolution_fits(const Recipe& recipe, const StableDiffusion& base) {
+  const int64_t multiple = base.vae_scale_factor() << (base.unet->config().block_out_channels.size() - 1);
+  if (recipe.data.resolution % multiple == 0) return;
+  throw Error(ErrorKind::usage,
+              fmt::format("checking the recipe against the base model: 'data.resolution' = {} is not a multiple of {}",
+                          recipe.data.resolution, multiple),
+              "the UNet halves the latents several times; choose the nearest multiple");
+}
+
+int64_t micro_batches_of(const Recipe& recipe) {
+  return *recipe.train.total_batch_size / recipe.train.train_batch_size;
+}
+
+}  // namespace lorashard

@@ -1,0 +1,26 @@
+// What must hold before step 0, each check on its own: the Trainer runs them in its order, `lorashard doctor` names
+// them one by one. Each throws Error with the fault and a hint. One process; what ranks must agree on is the caller's.
+#pragma once
+#include <filesystem>
+#include <optional>
+
+#include "data/pack.h"
+#include "models/stable_diffusion.h"
+#include "trainer/recipe.h"
+
+namespace lorashard {
+
+void refuse_fp16_without_gpu(const Recipe& recipe);
+/// Makes the folder, and proves by a small file that it can be written.
+void prepare_output_dir(const std::filesystem::path& output_dir);
+/// True when train_data_dir is a pack; false when it is a folder of pictures. Throws when it is no folder.
+bool train_data_is_pack(const Recipe& recipe);
+int64_t num_train_samples(const Recipe& recipe, const Pack& pack);
+/// The checkpoint a start goes on from, not yet read.
+std::optional<std::filesystem::path> checkpoint_to_resume(const Recipe& recipe);
+StableDiffusionOptions base_options(const Recipe& recipe);
+void require_resolution_fits(const Recipe& recipe, const StableDiffusion& base);
+/// Of an optimizer step, over all ranks. Requires: a resolved recipe.
+int64_t micro_batches_of(const Recipe& recipe);
+
+}  // namespace lorashard
