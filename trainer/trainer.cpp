@@ -15,6 +15,7 @@
 #include "trainer/diffusion_loss.h"
 #include "trainer/export.h"
 #include "trainer/lr_scheduler.h"
+#include "trainer/model_card.h"
 
 namespace lorashard {
 namespace {
@@ -71,6 +72,9 @@ void Trainer::train() {
     if (!is_main()) return;
     lease_->require_held();
     export_adapter(adapter_, output_dir_);
+    write_model_card(output_dir_, recipe_,
+                     {.num_samples = num_samples_, .global_step = global_step_, .num_parameters = adapter_.num_parameters(),
+                      .pack_hash = pack_->hash(), .base_hash = base_hash_});
   });
 }
 

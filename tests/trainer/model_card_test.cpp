@@ -1,0 +1,51 @@
+#include "trainer/model_card.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "dist/durable_file.h"
+#include "tests/support/temp_dir.h"
+
+namespace lorashard {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+Recipe resolved_recipe() {
+  Recipe recipe;
+  recipe.output_dir = "runs/pets";
+  recipe.model.pretrained_model_name_or_path = "bases/a: \"good\" one";
+  recipe.data.train_data_dir = "pack";
+  recipe.train.max_train_steps = 10;
+  resolve_recipe(recipe, 1, 1, 12);
+  return recipe;
+}
+
+TEST(ModelCard, NamesTheBaseWhereTheHubLooksForIt) {
+  const std::string card = model_card(resolved_recipe(), {.num_samples = 12, .global_step = 10, .num_parameters = 64});
+  EXPECT_THAT(card, StartsWith("---\nbase_model: \"bases/a: \\\"good\\\" one\"\n"));
+  EXPECT_THAT(card, HasSubstr("- lora\n"));
+  EXPECT_THAT(card, HasSubstr("# pets\n"));
+}
+
+TEST(ModelCard, HoldsARecipeThatReadsBack) {
+  const Recipe recipe = resolved_recipe();
+  const std::string card = model_card(recipe, {});
+  const size_t begin = card.find("```toml\n") + 8;
+  const Recipe read = parse_recipe(card.substr(begin, card.rfind("```") - begin), "the card");
+  EXPECT_EQ(print_recipe(read), print_recipe(recipe));
+}
+
+TEST(ModelCard, ReplacesItsOwnAndLeavesAnothers) {
+  const TempDir folder;
+  write_model_card(folder.path(), resolved_recipe(), {.global_step = 10});
+  write_model_card(folder.path(), resolved_recipe(), {.global_step = 20});
+  EXPECT_THAT(read_file(folder / "README.md"), HasSubstr("| optimizer steps | 20 |"));
+  write_durably(folder / "README.md", std::string_view("my notes"));
+  write_model_card(folder.path(), resolved_recipe(), {.global_step = 30});
+  EXPECT_EQ(read_file(folder / "README.md"), "my notes");
+}
+
+}  // namespace
+}  // namespace lorashard

@@ -1,0 +1,85 @@
+#include "trainer/model_card.h"
+
+#include <fmt/ranges.h>
+
+#include "dist/durable_file.h"
+#include "dist/log.h"
+
+namespace lorashard {
+namespace {
+
+constexpr const char* kMark = "<!-- written by lorashard; without this line it is left alone -->";
+
+/// YAML's double-quoted form: a path may hold ':' or '#'.
+std::string yaml(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c;
+  }
+  return out + "\"";
+}
+
+std::string front_matter(const Recipe& recipe) {
+  return fmt::format(
+      "---\n"
+      "base_model: {}\n"
+      "library_name: diffusers\n"
+      "inference: true\n"
+      "tags:\n"
+      "- stable-diffusion\n- stable-diffusion-diffusers\n- text-to-image\n- diffusers\n- diffusers-training\n- lora\n"
+      "---\n\n",
+      yaml(recipe.model.pretrained_model_name_or_path));
+}
+
+std::string how_to_use(const Recipe& recipe) {
+  return fmt::format(
+      "## Use\n\n"
+      "```python\n"
+      "from diffusers import StableDiffusionPipeline\n\n"
+      "pipeline = StableDiffusionPipeline.from_pretrained({0})\n"
+      "pipeline.load_lora_weights(\"path/to/this/folder\")\n"
+      "image = pipeline(\"a prompt\", cross_attention_kwargs={{\"scale\": 1.0}}).images[0]\n"
+      "```\n\n",
+      yaml(recipe.model.pretrained_model_name_or_path));
+}
+
+}  // namespace
+
+std::string model_card(const Recipe& recipe, const ModelCardFacts& facts) {
+  const std::string name = std::filesystem::absolute(recipe.output_dir).lexically_normal().filename().string();
+  std::string card = front_matter(recipe) + kMark + "\n\n";
+  card += fmt::format("# {}\n\nA LoRA adapter for {}, trained on {} captioned pictures.\n\n", name.empty() ? "LoRA adapter" : name,
+                      recipe.model.pretrained_model_name_or_path, facts.num_samples);
+  card += how_to_use(recipe);
+  card += "## Training\n\n| | |\n|---|---|\n";
+  const auto row = [&card](const char* what, const std::string& value) { card += fmt::format("| {} | {} |\n", what, value); };
+  row("optimizer steps", std::to_string(facts.global_step));
+  row("images a step", std::to_string(*recipe.train.total_batch_size));
+  row("learning rate", fmt::format("{}, {}, {} steps of warmup", recipe.optimizer.learning_rate, recipe.lr_scheduler.lr_scheduler,
+                                   recipe.lr_scheduler.lr_warmup_steps));
+  row("resolution", std::to_string(recipe.data.resolution));
+  row("LoRA", fmt::format("rank {}, alpha {}, {} parameters in {}", recipe.lora.rank, *recipe.lora.lora_alpha, facts.num_parameters,
+                          fmt::join(recipe.lora.target_modules, ", ")));
+  row("precision", recipe.train.mixed_precision == "no" ? "fp32" : recipe.train.mixed_precision);
+  row("seed", std::to_string(recipe.seed));
+  row("pictures (SHA-256 of the pack)", facts.pack_hash);
+  row("base (SHA-256)", facts.base_hash);
+  card += fmt::format("\n{} The exact recipe:\n\n```toml\n{}```\n",
+                      recipe.train.deterministic ? "The same recipe, pictures and base give the same adapter, bit for bit, on any number of "
+                                                   "ranks."
+                                                 : "Trained with deterministic = false: another run differs in the last bits.",
+                      print_recipe(recipe));
+  return card;
+}
+
+void write_model_card(const std::filesystem::path& output_dir, const Recipe& recipe, const ModelCardFacts& facts) {
+  const std::filesystem::path path = output_dir / "README.md";
+  if (std::filesystem::exists(path) && read_file(path).find(kMark) == std::string::npos) {
+    log::info("'{}' is not one of ours: left as it is", path.string());
+    return;
+  }
+  write_durably(path, model_card(recipe, facts));
+}
+
+}  // namespace lorashard
