@@ -10,7 +10,7 @@ namespace lorashard {
 /// What the card says of a run that isn't in its recipe.
 struct ModelCardFacts {
   int64_t num_samples = 0, global_step = 0, num_parameters = 0;
-  std::string pack_hash, base_hash;
+  std::string pack_hash = {}, base_hash = {};
 };
 
 /// The card's text: front matter with base_model and tags as diffusers' scripts write them, how to load it, how it was trained.
