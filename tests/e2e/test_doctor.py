@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 from lorashard_runs import LORASHARD, lorashard, make_base, make_pack, make_pictures, write_recipe
@@ -138,6 +139,7 @@ def test_a_folder_another_run_holds(work):
         try:
             while not (work / "held" / "metrics.jsonl").exists():
                 assert run.poll() is None
+                time.sleep(0.05)
             line = examine(path, code=2)["output_dir"]
             assert line["status"] == "FAILED" and str(run.pid) in line["message"] + line["hint"]
         finally:
