@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <numeric>
 
+#include "dist/activity.h"
 #include "dist/communicator.h"
 #include "dist/error.h"
 
@@ -36,6 +37,7 @@ class MpiCommunicator final : public Communicator {
 
   void all_reduce_sum(at::Tensor& flat) override {
     check_flat(flat);
+    const InCollective here(Collective::all_reduce);
     const bool integers = flat.scalar_type() == at::kLong;
     LORASHARD_CHECK(integers || flat.scalar_type() == at::kFloat, "expected float32 or int64");
     char* bytes = static_cast<char*>(flat.mutable_data_ptr());
@@ -44,15 +46,18 @@ class MpiCommunicator final : public Communicator {
       check(MPI_Allreduce(MPI_IN_PLACE, bytes + start * static_cast<int64_t>(flat.element_size()), count,
                           integers ? MPI_INT64_T : MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD),
             "MPI_Allreduce", world_);
+      got_further();
     }
   }
 
   void broadcast(at::Tensor& flat, int root) override {
     check_flat(flat);
+    const InCollective here(Collective::broadcast);
     broadcast_bytes(static_cast<char*>(flat.mutable_data_ptr()), static_cast<int64_t>(flat.nbytes()), root);
   }
 
   std::vector<std::string> all_gather(const std::string& bytes) override {
+    const InCollective here(Collective::all_gather);
     const int64_t size = static_cast<int64_t>(bytes.size());
     std::vector<int64_t> sizes(static_cast<size_t>(world_.world_size));
     check(MPI_Allgather(&size, 1, MPI_INT64_T, sizes.data(), 1, MPI_INT64_T, MPI_COMM_WORLD), "MPI_Allgather", world_);
@@ -67,13 +72,20 @@ class MpiCommunicator final : public Communicator {
     return gathered;
   }
 
-  void barrier() override { check(MPI_Barrier(MPI_COMM_WORLD), "MPI_Barrier", world_); }
+  void barrier() override {
+    const InCollective here(Collective::barrier);
+    check(MPI_Barrier(MPI_COMM_WORLD), "MPI_Barrier", world_);
+  }
 
  private:
+  // A large message on a slow network is no hang.
+  static void got_further() { activity().progress.fetch_add(1, std::memory_order_relaxed); }
+
   void broadcast_bytes(char* bytes, int64_t size, int root) {
     for (int64_t start = 0; start < size; start += kPiece) {
       const int count = static_cast<int>(std::min(kPiece, size - start));
       check(MPI_Bcast(bytes + start, count, MPI_BYTE, root, MPI_COMM_WORLD), "MPI_Bcast", world_);
+      got_further();
     }
   }
 

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <exception>
 
+#include "dist/activity.h"
 #include "dist/error.h"
 
 namespace lorashard {
@@ -71,6 +72,7 @@ MpiSession::~MpiSession() {
   if (!initialised_) return;
   // MPI_Finalize waits for every rank. One that leaves by an exception leaves alone, so it ends the others instead.
   if (std::uncaught_exceptions() > 0) MPI_Abort(MPI_COMM_WORLD, exit_code(ErrorKind::internal));
+  const InCollective here(Collective::finalize);
   MPI_Finalize();
 }
 

@@ -5,6 +5,7 @@
 #include "dist/agreement.h"
 #include "dist/communicator.h"
 #include "dist/error.h"
+#include "dist/health.h"
 #include "dist/log.h"
 #include "dist/stop_request.h"
 #include "dist/world.h"
@@ -15,11 +16,15 @@
 namespace lorashard {
 namespace {
 
-void train(const std::string& recipe_path, const std::vector<std::string>& overrides, const World& world) {
+void train(const std::string& recipe_path, const std::vector<std::string>& overrides, const World& world,
+           std::unique_ptr<Health>& health) {
   const std::unique_ptr<Communicator> communicator = make_cpu_communicator(world);
   install_stop_handlers();
   Recipe recipe;
   run_agreed(*communicator, "reading the recipe", [&] { recipe = load_recipe(recipe_path, overrides); });
+  health = std::make_unique<Health>(*communicator, HealthOptions{.collective_timeout_s = recipe.distributed.collective_timeout_s,
+                                                                 .heartbeat_s = recipe.distributed.heartbeat_s,
+                                                                 .straggler_warning_s = recipe.distributed.straggler_warning_s});
   Trainer trainer(recipe, *communicator);
   trainer.train();
 }
@@ -28,12 +33,13 @@ void train(const std::string& recipe_path, const std::vector<std::string>& overr
 // it: it takes them down.
 void train_as_rank(const std::string& recipe_path, const std::vector<std::string>& overrides) {
   std::optional<AgreedError> agreed;
+  std::unique_ptr<Health> health;  // outlives the session: MPI_Finalize waits for every rank
   {
     MpiSession session(nullptr, nullptr);
     const World& world = session.world();
     log::set_rank(world.rank, world.world_size);
     try {
-      train(recipe_path, overrides, world);
+      train(recipe_path, overrides, world, health);
     } catch (const AgreedError& error) {
       agreed = error;
     } catch (const Error& error) {

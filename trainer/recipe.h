@@ -48,6 +48,10 @@ struct Recipe {
   } train;
   struct Distributed {
     int64_t threads_per_rank = 0;
+    double collective_timeout_s = 60;  ///< 0: no heartbeat
+    double heartbeat_s = 1;
+    double straggler_warning_s = 5;
+    int64_t digest_steps = 100;  ///< 0: never
   } distributed;
   struct Optimizer {
     std::string optimizer = "adamw";

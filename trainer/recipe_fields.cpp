@@ -43,6 +43,13 @@ FieldCheck above_zero() {
   return number_check("above 0", [](double v) { return v > 0; });
 }
 
+constexpr int64_t kMostSeconds = 1'000'000;
+
+FieldCheck seconds_above_zero() {
+  return number_check(fmt::format("above 0, at most {}", kMostSeconds),
+                      [](double v) { return v > 0 && v <= static_cast<double>(kMostSeconds); });
+}
+
 FieldCheck below_one() {
   return number_check("at least 0 and below 1", [](double v) { return v >= 0 && v < 1; });
 }
@@ -174,6 +181,17 @@ void add_training(Fields& f, Recipe& r, const FieldIdentity& identity) {
                FieldIdentity{r.train.deterministic, "with deterministic = true"},
                "Compute threads of each rank. 0: 1 with deterministic = true, else the cores divided by the ranks of "
                "the host."});
+  const FieldIdentity free = {false, "no"};
+  f.push_back({"distributed", "collective_timeout_s", &r.distributed.collective_timeout_s, between(0, kMostSeconds), free,
+               "Seconds after which a rank that sends no heartbeat is lost, and after which ranks that all wait for each "
+               "other are stuck: the run ends with exit code 76. A rank that works is waited for. 0: no heartbeat."});
+  f.push_back({"distributed", "heartbeat_s", &r.distributed.heartbeat_s, seconds_above_zero(), free,
+               "Seconds between two heartbeats of a rank. At most a third of collective_timeout_s."});
+  f.push_back({"distributed", "straggler_warning_s", &r.distributed.straggler_warning_s, seconds_above_zero(), free,
+               "Seconds that the others wait for a rank before a warning names it."});
+  f.push_back({"distributed", "digest_steps", &r.distributed.digest_steps, between(0, kMostSteps), free,
+               "Every so many steps the ranks compare hashes of the adapter's weights; a difference ends the run with exit "
+               "code 70. 0: never."});
 }
 
 void add_optimizer(Fields& f, Recipe& r, const FieldIdentity& identity) {

@@ -93,6 +93,12 @@ void check_recipe_rules(const Recipe& recipe, const std::string& name) {
            "add max_train_steps to [train]");
   }
   if (train.total_batch_size) check_divisible(recipe, name + ": ");
+  const Recipe::Distributed& distributed = recipe.distributed;
+  if (distributed.collective_timeout_s > 0 && distributed.collective_timeout_s < 3 * distributed.heartbeat_s) {
+    refuse(fmt::format("{}: 'distributed.collective_timeout_s' = {:g} is less than three times 'distributed.heartbeat_s' = {:g}", name,
+                       distributed.collective_timeout_s, distributed.heartbeat_s),
+           "one late heartbeat must not end a run");
+  }
 }
 
 void resolve_recipe(Recipe& recipe, int world_size, int local_world_size, int64_t num_samples) {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "dist/activity.h"
 #include "dist/agreement.h"
 #include "dist/durable_file.h"
 #include "dist/error.h"
@@ -16,6 +17,7 @@
 #include "trainer/export.h"
 #include "trainer/lr_scheduler.h"
 #include "trainer/model_card.h"
+#include "trainer/weights_digest.h"
 
 namespace lorashard {
 namespace {
@@ -35,6 +37,7 @@ void Trainer::train() {
   const int64_t max_train_steps = *recipe_.train.max_train_steps;
   while (global_step_ < max_train_steps) {
     // 1. One optimizer step.
+    activity().step = global_step_ + 1;
     StepMetrics metrics = train_step(global_step_);
     ++global_step_;
     metrics.global_step = global_step_;
@@ -42,6 +45,10 @@ void Trainer::train() {
     // 2. What one rank knows and all must act on: a request to stop, a write that failed.
     const auto any = any_rank(communicator_, {stop_requested(), checkpoint_writer_ && checkpoint_writer_->failed()});
     const bool stop = any[0], write_failed = any[1];
+    const int64_t digest_steps = recipe_.distributed.digest_steps;
+    if (digest_steps > 0 && global_step_ % digest_steps == 0) {
+      require_same_weights(communicator_, adapter_.flat_parameters(), global_step_);
+    }
     const bool last = stop || global_step_ == max_train_steps;
 
     // 3. For a checkpoint rank 0 copies the state; files are made of the copy in the background, after the step's metrics.

@@ -1,0 +1,166 @@
+"""Ranks that are stopped, slowed, killed or leave: the run ends with 76 and the rank's name, or goes on to the same bytes.
+
+The figures printed (pytest -s) are in docs/reliability.md. Limits on time are generous: a busy machine must not fail a test.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "e2e"))
+from lorashard_runs import LORASHARD, adapter_hash, lorashard, make_base, make_pack, make_pictures, write_recipe  # noqa: E402
+
+FOR_EVER = 1_000_000
+MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--quiet"]
+SOON = 60  # seconds: longer is a hang
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hang")
+    make_pack(folder / "pack", make_pictures(folder / "pictures"))
+    make_base(folder / "base")
+    return folder
+
+
+def recipe(work, name, **overrides):
+    values = {"train__total_batch_size": 3, "train__max_train_steps": FOR_EVER, "checkpoint__checkpointing_steps": 100,
+              "distributed__collective_timeout_s": 3, "distributed__heartbeat_s": 0.5, "distributed__straggler_warning_s": 1}
+    return write_recipe(work / f"{name}.toml", work / "base", work / "pack", work / name, **{**values, **overrides})
+
+
+class Run:
+    """Ranks under way, of mpirun or of launch; their stderr goes to a file."""
+
+    def __init__(self, path, ranks=3, launch=False):
+        self.path, self.log = path, path.with_suffix(".log")
+        by_hand = [*MPIRUN, "-n", str(ranks), LORASHARD, "train", str(path)]
+        by_launch = [LORASHARD, "launch", str(path), "--ranks", str(ranks), "--max-restarts", "0"]
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(by_launch if launch else by_hand, stderr=log, stdout=log)
+
+    def ranks(self):
+        """rank -> pid."""
+        found = {}
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    words = file.read().decode().split("\0")
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    rank = re.search(rb"OMPI_COMM_WORLD_RANK=(\d+)", file.read())
+            except OSError:
+                continue
+            if rank and os.path.basename(words[0]) == "lorashard" and str(self.path) in words:
+                found[int(rank[1])] = int(name)
+        return found
+
+    def wait_for(self, condition, seconds=SOON):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+
+    def wait_for_step(self, step):
+        file = self.path.with_suffix("") / "metrics.jsonl"
+        self.wait_for(lambda: file.exists() and len(file.read_text().splitlines()) >= step)
+        return self.ranks()
+
+    def hurt(self, rank, sent):
+        """When the signal was sent."""
+        os.kill(self.wait_for_step(3)[rank], sent)
+        return time.monotonic()
+
+    def end(self, since=None, what=""):
+        """Exit code and what was said; no process of the run is left."""
+        code = self.process.wait(SOON)
+        if since is not None:
+            print(f"\n{what}: job over in {time.monotonic() - since:.2f} s, exit code {code}")
+        deadline = time.monotonic() + 5
+        while self.ranks():
+            assert time.monotonic() < deadline, "orphans"
+            time.sleep(0.05)
+        return code, self.log.read_text()
+
+
+@pytest.mark.parametrize("launch", [False, True], ids=["mpirun", "launch"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_stopped_rank_ends_the_run_with_76_and_its_name_on_all_ranks(work, rank, launch):
+    run = Run(recipe(work, f"stopped-{rank}-{launch}"), launch=launch)
+    code, said = run.end(run.hurt(rank, signal.SIGSTOP), f"SIGSTOP of rank {rank}, collective_timeout_s = 3")
+    assert code == 76, said
+    for other in {0, 1, 2} - {rank}:
+        assert re.search(rf"^rank {other}: error: rank {rank} \(.*, local rank {rank}\) is lost: no heartbeat for", said, re.M), said
+    if launch:
+        assert "a rank was lost" in said and "0 restarts" in said, said
+
+
+def test_a_stopped_rank_is_restarted_by_launch_to_the_same_bytes(work):
+    lasting = {"train__max_train_steps": 60, "checkpoint__checkpointing_steps": 10}
+    lorashard("train", recipe(work, "undisturbed", **lasting))
+    path = recipe(work, "restarted", **lasting)
+    log = path.with_suffix(".log")
+    run = Run.__new__(Run)
+    run.path, run.log = path, log
+    with open(log, "wb") as file:
+        run.process = subprocess.Popen([LORASHARD, "launch", str(path), "--ranks", "3"], stderr=file)
+    run.wait_for(lambda: (work / "restarted" / "checkpoint-20").exists())
+    since = time.monotonic()
+    os.kill(run.ranks()[1], signal.SIGSTOP)
+    code, said = run.end(since, "SIGSTOP of rank 1 under launch, restarted, to the end of the run")
+    assert code == 0 and "rank 1" in said and "starting again from checkpoint-" in said, said
+    assert adapter_hash(work / "restarted") == adapter_hash(work / "undisturbed")
+
+
+def test_a_rank_that_was_stopped_for_a_while_goes_on_with_a_warning_and_the_same_bytes(work):
+    lasting = {"train__max_train_steps": 60, "checkpoint__checkpointing_steps": 10, "distributed__collective_timeout_s": 30}
+    lorashard("train", recipe(work, "no-pause", **lasting))
+    run = Run(recipe(work, "pause", **lasting))
+    run.hurt(1, signal.SIGSTOP)
+    run.wait_for(lambda: "rank 1 (" in run.log.read_text())
+    time.sleep(1)
+    os.kill(run.ranks()[1], signal.SIGCONT)
+    code, said = run.end()
+    assert code == 0, said
+    assert len(re.findall(r"warning: rank 1 \(.*\) is (silent|late)", said)) == 1, said
+    assert re.search(r"warning: rank 1 \(.*\) is back after", said), said
+    assert adapter_hash(work / "pause") == adapter_hash(work / "no-pause")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_run_with_76_under_launch(work, rank):
+    run = Run(recipe(work, f"killed-{rank}", distributed__collective_timeout_s=60), launch=True)
+    code, said = run.end(run.hurt(rank, signal.SIGKILL), f"SIGKILL of rank {rank}")
+    assert code == 76 and "killed by signal 9" in said, said
+
+
+def test_all_ranks_stopped_and_let_go_on_blame_nobody(work):
+    run = Run(recipe(work, "all-paused", train__max_train_steps=40))
+    ranks = run.wait_for_step(3).values()
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(5)  # longer than collective_timeout_s
+    for pid in ranks:
+        os.kill(pid, signal.SIGCONT)
+    code, said = run.end()
+    assert code == 0 and "is lost" not in said, said
+
+
+def test_a_rank_that_aborts_ends_the_run_and_keeps_its_code(work):
+    run = Run(recipe(work, "aborts"))
+    code, said = run.end(run.hurt(1, signal.SIGABRT), "SIGABRT of rank 1")
+    assert code == 128 + signal.SIGABRT, said
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_stopped_before_the_first_step_is_found_too(work, rank):
+    run = Run(recipe(work, f"early-{rank}"))
+    run.wait_for(lambda: len(run.ranks()) == 3 and (work / f"early-{rank}").exists())
+    since = time.monotonic()
+    os.kill(run.ranks()[rank], signal.SIGSTOP)
+    code, said = run.end(since, f"SIGSTOP of rank {rank} while the run starts")
+    assert code == 76 and re.search(rf"error: rank {rank} \(.*\) is lost", said), said
