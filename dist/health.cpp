@@ -26,10 +26,10 @@
 namespace lorashard {
 namespace {
 
-constexpr double kConnectSeconds = 3;    // for each address of rank 0
-constexpr double kGoodbyeSeconds = 0.5;  // for the others to read why the run ends
-constexpr double kAsleepSeconds = 1;     // a watcher that wakes so late was stopped itself
-constexpr char kNewline = '\x1f';        // inside a line
+constexpr double kConnectSeconds = 3;  // for each address of rank 0
+constexpr int kGoodbyeMs = 300;        // mpirun kills the others when the first has left: all are to have said why
+constexpr double kAsleepSeconds = 1;   // a watcher that wakes so late was stopped itself
+constexpr char kNewline = '\x1f';      // inside a line
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -63,17 +63,13 @@ std::string place_of(const World& world) {
 }
 
 // A log that nobody reads blocks who writes to it. The heart goes on, and the end comes.
-void say(log::Level level, std::string text, std::atomic<bool>* said = nullptr) {
-  std::thread([level, text = std::move(text), said] {
-    log::write(level, text);
-    if (said != nullptr) said->store(true);
-  }).detach();
+void say(log::Level level, std::string text) {
+  std::thread([level, text = std::move(text)] { log::write(level, text); }).detach();
 }
 
 [[noreturn]] void leave_as_lost(const std::string& why) {
-  static std::atomic<bool> said{false};
-  say(log::Level::error, why + "\nhint: started again, the run goes on from its newest checkpoint", &said);
-  for (int i = 0; i < 50 && !said; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  say(log::Level::error, why + "\nhint: started again, the run goes on from its newest checkpoint");
+  std::this_thread::sleep_for(std::chrono::milliseconds(kGoodbyeMs));
   _exit(exit_code(ErrorKind::rank_lost));
 }
 
@@ -85,8 +81,8 @@ struct Invitation {
   std::vector<std::string> addresses;
 
   std::string print() const {
-    std::string text = fmt::format("{} {} {} {} {} {}", hostname, token, port, options.collective_timeout_s, options.heartbeat_s,
-                                   options.straggler_warning_s);
+    std::string text = fmt::format("{} {} {} {} {} {}", hostname, token, port, options.collective_timeout_s,
+                                   options.heartbeat_s, options.straggler_warning_s);
     for (const std::string& address : addresses) text += " " + address;
     return text;
   }
@@ -116,9 +112,10 @@ LineSocket connect_to_rank_0(const Invitation& rank_0, const World& world) {
     tried += (tried.empty() ? "" : ", ") + address;
   }
   throw Error(ErrorKind::rank_lost,
-              fmt::format("connecting {} to the heartbeat of rank 0 ({}): no answer at port {} of {}", place_of(world), rank_0.hostname,
-                          rank_0.port, tried),
-              "the ranks need TCP connections to any port of rank 0's host; distributed.collective_timeout_s = 0 does without a heartbeat");
+              fmt::format("connecting {} to the heartbeat of rank 0 ({}): no answer at port {} of {}", place_of(world),
+                          rank_0.hostname, rank_0.port, tried),
+              "the ranks need TCP connections to any port of rank 0's host; distributed.collective_timeout_s = 0 does "
+              "without a heartbeat");
 }
 
 }  // namespace
@@ -190,7 +187,8 @@ class Health::Watch {
   void wait_for_news(double seconds) {
     std::vector<pollfd> waited = {{.fd = wake_, .events = POLLIN, .revents = 0}};
     if (world_.rank == 0) waited.push_back({.fd = listener_.descriptor(), .events = POLLIN, .revents = 0});
-    for (const LineSocket& guest : guests_) waited.push_back({.fd = guest.descriptor(), .events = POLLIN, .revents = 0});
+    for (const LineSocket& guest : guests_)
+      waited.push_back({.fd = guest.descriptor(), .events = POLLIN, .revents = 0});
     for (const auto& [rank, peer] : peers_) {
       if (!peer.is_closed()) waited.push_back({.fd = peer.descriptor(), .events = POLLIN, .revents = 0});
     }
@@ -242,16 +240,6 @@ class Health::Watch {
     std::string line = verdict.end;
     std::replace(line.begin(), line.end(), '\n', kNewline);
     for (auto& [rank, peer] : peers_) peer.send("end " + line);
-    // A socket closed with unread bytes in it would take the line back.
-    for (const double until = now() + kGoodbyeSeconds; world_.rank == 0 && now() < until;) {
-      bool heard = true;
-      for (auto& [rank, peer] : peers_) {
-        peer.receive();
-        heard = heard && peer.is_closed();
-      }
-      if (heard) break;
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
     leave_as_lost(verdict.end);
   }
 
@@ -270,7 +258,10 @@ class Health::Watch {
 Health::Health(Communicator& communicator, const HealthOptions& options) {
   const World& world = communicator.world();
   if (world.world_size == 1) return;
-  Invitation mine{.hostname = world.hostname, .options = options, .addresses = addresses_of_this_host()};
+  Invitation mine;
+  mine.hostname = world.hostname;
+  mine.options = options;
+  mine.addresses = addresses_of_this_host();
   LineSocket listener;
   run_agreed(communicator, "opening a port for heartbeats", [&] {
     if (world.rank != 0) return;

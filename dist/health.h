@@ -1,7 +1,7 @@
-// Never hang: a heartbeat beside MPI, since a rank that waits in MPI can't speak and Open MPI doesn't notice a rank that was
-// stopped. A thread of each rank tells rank 0 over TCP every heartbeat_s what the rank is doing, and rank 0 answers with its
-// own beat. Rank 0 judges all ranks, the others judge rank 0 (the rules: dist/heart_monitor.h). Who finds that a rank
-// is lost, or that all are stuck, tells the others why; each logs it and leaves with exit code 76.
+// Never hang: a heartbeat beside MPI, since a rank that waits in MPI can't speak and Open MPI doesn't notice a rank
+// that was stopped. A thread of each rank tells rank 0 over TCP every heartbeat_s what the rank is doing, and rank 0
+// answers with its own beat. Rank 0 judges all ranks, the others judge rank 0 (the rules: dist/heart_monitor.h). Who
+// finds that a rank is lost, or that all are stuck, tells the others why; each logs it and leaves with exit code 76.
 #pragma once
 #include <memory>
 
@@ -12,10 +12,11 @@ namespace lorashard {
 
 class Health {
  public:
-  /// Collective. Connects the ranks and starts the thread; does nothing in a world of one or with collective_timeout_s = 0. Throws
-  /// Error(rank_lost) on every rank when one can't reach rank 0. Rank 0's options count, on every rank.
+  /// Collective. Connects the ranks and starts the thread; does nothing in a world of one or with collective_timeout_s
+  /// = 0. Throws Error(rank_lost) on every rank when one can't reach rank 0. Rank 0's options count, on every rank.
   Health(Communicator& communicator, const HealthOptions& options);
-  /// Says goodbye: this rank is done, its silence means nothing from now on. Destroyed after MPI_Finalize, it watches over that, too.
+  /// Says goodbye: this rank is done, its silence means nothing from now on. Destroyed after MPI_Finalize, it watches
+  /// over that, too.
   ~Health();
   Health(const Health&) = delete;
   Health& operator=(const Health&) = delete;

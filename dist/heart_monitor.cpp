@@ -12,8 +12,8 @@ constexpr double kFreshBeats = 3;
 
 }  // namespace
 
-HeartMonitor::HeartMonitor(std::vector<std::string> places, const std::vector<int>& watched, const HealthOptions& options,
-                           double now)
+HeartMonitor::HeartMonitor(std::vector<std::string> places, const std::vector<int>& watched,
+                           const HealthOptions& options, double now)
     : options_(options), sees_all_(watched.size() == places.size()), stuck_since_(now) {
   for (std::string& place : places) {
     Rank& rank = ranks_.emplace_back();
@@ -83,12 +83,14 @@ void HeartMonitor::judge_lateness(Rank& rank, double now, Verdict& verdict) cons
     if (rank.warned) return;
     rank.warned = true;
     rank.late_since = is_silent ? rank.last_beat : waiting->entered;
-    if (is_silent) {
-      verdict.warnings.push_back(fmt::format("{} is silent: no heartbeat for {:.1f} s; it was {}. The run ends when it stays silent for {:g} s",
-                                             rank.place, silent, last_seen(rank), options_.collective_timeout_s));
+    if (silent > options_.heartbeat_s * 2) {
+      verdict.warnings.push_back(fmt::format(
+          "{} is silent: no heartbeat for {:.1f} s; it was {}. The run ends when it stays silent for {:g} s",
+          rank.place, silent, last_seen(rank), options_.collective_timeout_s));
     } else {
-      verdict.warnings.push_back(fmt::format("{} is late: the others have waited in {} for {:.1f} s. It beats and works ({})", rank.place,
-                                             name_of(waiting->beat.collective), now - waiting->entered, last_seen(rank)));
+      verdict.warnings.push_back(
+          fmt::format("{} is late: the others have waited in {} for {:.1f} s. Its last heartbeat, {:.1f} s ago, was {}",
+                      rank.place, name_of(waiting->beat.collective), now - waiting->entered, silent, last_seen(rank)));
     }
   } else if (rank.warned && !rank.closed) {
     rank.warned = false;
@@ -129,8 +131,9 @@ std::string HeartMonitor::end_of_stuck(double now) {
     return "";
   }
   if (now - stuck_since_ <= options_.collective_timeout_s) return "";
-  std::string end = fmt::format("all ranks beat, but each has waited in a collective for {:.1f} s (collective_timeout_s = {:g}):",
-                                now - stuck_since_, options_.collective_timeout_s);
+  std::string end =
+      fmt::format("all ranks beat, but each has waited in a collective for {:.1f} s (collective_timeout_s = {:g}):",
+                  now - stuck_since_, options_.collective_timeout_s);
   for (const Rank& rank : ranks_) {
     if (!rank.left) end += fmt::format("\n{}: {} (collective {})", rank.place, last_seen(rank), rank.beat.number);
   }

@@ -3,8 +3,8 @@
 //
 // The rules. A rank that beats and is not in a collective works: the others wait for it as long as it takes, with one
 // warning. A rank that is silent for collective_timeout_s (stopped, hung host, cut network), or whose connection is
-// closed for kClosedGrace (its process is gone), is lost. When every rank beats and every one has been in a collective for
-// collective_timeout_s without any getting further, nobody will end it. Lost and stuck end the run.
+// closed for kClosedGrace (its process is gone), is lost. When every rank beats and every one has been in a collective
+// for collective_timeout_s without any getting further, nobody will end it. Lost and stuck end the run.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -32,9 +32,10 @@ class HeartMonitor {
   /// mpirun ends a job whose rank is gone within 2 s and keeps that rank's exit code: it goes first.
   static constexpr double kClosedGrace = 3;
 
-  /// `places`: "rank 2 (node1, local rank 0)", one a rank. `watched`: those that are judged; only where it is all of them can
-  /// be told who is behind and whether all are stuck.
-  HeartMonitor(std::vector<std::string> places, const std::vector<int>& watched, const HealthOptions& options, double now);
+  /// `places`: "rank 2 (node1, local rank 0)", one a rank. `watched`: those that are judged; only where it is all of
+  /// them can be told who is behind and whether all are stuck.
+  HeartMonitor(std::vector<std::string> places, const std::vector<int>& watched, const HealthOptions& options,
+               double now);
 
   void beat(int rank, const Beat& beat, double now);
   void closed(int rank, double now);  ///< its connection ended

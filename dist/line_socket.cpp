@@ -121,7 +121,8 @@ std::pair<LineSocket, uint16_t> listen_for_lines() {
   }
   LineSocket listener(descriptor);
   size = sizeof address;
-  if (listen(descriptor, SOMAXCONN) != 0 || getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+  if (listen(descriptor, SOMAXCONN) != 0 ||
+      getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
     throw errno_error(doing);
   }
   const uint16_t port = address.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6*>(&address)->sin6_port
@@ -141,7 +142,8 @@ std::optional<LineSocket> connect_lines(const std::string& address, uint16_t por
   wanted.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
   if (getaddrinfo(address.c_str(), std::to_string(port).c_str(), &wanted, &found) != 0) return std::nullopt;
   const int descriptor = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  const bool tried = descriptor >= 0 && (connect(descriptor, found->ai_addr, found->ai_addrlen) == 0 || errno == EINPROGRESS);
+  const bool tried =
+      descriptor >= 0 && (connect(descriptor, found->ai_addr, found->ai_addrlen) == 0 || errno == EINPROGRESS);
   freeaddrinfo(found);
   if (descriptor < 0) return std::nullopt;
   LineSocket connection(descriptor);

@@ -26,9 +26,8 @@ void require_same_weights(Communicator& communicator, const at::Tensor& weights,
   size_t right = 0;
   std::ptrdiff_t most = 0;
   for (size_t rank = 0; rank < reports.size(); ++rank) {
-    const auto same = std::count_if(reports.begin(), reports.end(), [&](const std::string& report) {
-      return report.starts_with(digest_of(rank));
-    });
+    const auto same = std::count_if(reports.begin(), reports.end(),
+                                    [&](const std::string& report) { return report.starts_with(digest_of(rank)); });
     if (same > most) std::tie(most, right) = std::make_pair(same, rank);
   }
   if (most == static_cast<std::ptrdiff_t>(reports.size())) return;
@@ -37,12 +36,15 @@ void require_same_weights(Communicator& communicator, const at::Tensor& weights,
     if (digest_of(rank) == digest_of(right)) continue;
     others += fmt::format("{}rank {} ({})", others.empty() ? "" : ", ", rank, reports[rank].substr(digest.size()));
   }
-  const std::string against = 2 * most > world.world_size ? fmt::format("the {} other ranks", most) : fmt::format("rank {}", right);
-  throw AgreedError(Error(ErrorKind::internal,
-                          fmt::format("comparing the adapter's weights after step {}: {} differs from {}", step, others, against),
-                          "a bit flipped in memory or in a processor of that host, or a fault of lorashard; checkpoints since the last "
-                          "comparison may hold it: see distributed.digest_steps"),
-                    world);
+  const std::string against =
+      2 * most > world.world_size ? fmt::format("the {} other ranks", most) : fmt::format("rank {}", right);
+  throw AgreedError(
+      Error(
+          ErrorKind::internal,
+          fmt::format("comparing the adapter's weights after step {}: {} differs from {}", step, others, against),
+          "a bit flipped in memory or in a processor of that host, or a fault of lorashard; checkpoints since the last "
+          "comparison may hold it: see distributed.digest_steps"),
+      world);
 }
 
 }  // namespace lorashard

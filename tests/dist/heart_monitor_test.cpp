@@ -37,7 +37,9 @@ class Ranks {
     }
     return all;
   }
-  void enter(int rank, Collective collective) { now[rank] = {now[rank].step, collective, now[rank].number + 1, now[rank].progress + 1}; }
+  void enter(int rank, Collective collective) {
+    now[rank] = {now[rank].step, collective, now[rank].number + 1, now[rank].progress + 1};
+  }
   void leave(int rank) { now[rank] = {now[rank].step, Collective::none, now[rank].number, now[rank].progress + 1}; }
 
   HeartMonitor monitor;
@@ -75,14 +77,15 @@ TEST(HeartMonitor, ASilentRankIsLostAfterTheTimeoutAndNotBefore) {
   Ranks ranks;
   ranks.run(10);
   ranks.now[2].step = 7;
-  ranks.enter(2, Collective::all_reduce);
+  for (int rank = 0; rank < 3; ++rank) ranks.enter(rank, Collective::all_reduce);
   ranks.run(1);
   ranks.beats[2] = false;
   auto verdict = ranks.run(60);
   EXPECT_EQ(verdict.end, "");
   EXPECT_THAT(verdict.warnings, ElementsAre(HasSubstr("rank 2 (c) is silent")));
   verdict = ranks.run(1);
-  EXPECT_THAT(verdict.end, AllOf(HasSubstr("rank 2 (c) is lost"), HasSubstr("in step 7, in all_reduce"), Not(HasSubstr("rank 1"))));
+  EXPECT_THAT(verdict.end,
+              AllOf(HasSubstr("rank 2 (c) is lost"), HasSubstr("in step 7, in all_reduce"), Not(HasSubstr("rank 1"))));
 }
 
 TEST(HeartMonitor, ARankThatIsBackInTimeIsNotLost) {
@@ -122,7 +125,8 @@ TEST(HeartMonitor, RanksThatAllWaitWithoutGettingFurtherAreStuck) {
   EXPECT_EQ(ranks.run(500).end, "");  // rank 2 works: it may still come
   ranks.enter(2, Collective::barrier);
   EXPECT_EQ(ranks.run(60).end, "");
-  EXPECT_THAT(ranks.run(2).end, AllOf(HasSubstr("rank 0 (a): before the first step, in all_reduce"), HasSubstr("rank 1 (b): before the first step, in barrier")));
+  EXPECT_THAT(ranks.run(2).end, AllOf(HasSubstr("rank 0 (a): before the first step, in all_reduce"),
+                                      HasSubstr("rank 1 (b): before the first step, in barrier")));
 }
 
 TEST(HeartMonitor, ALargeMessageThatGetsFurtherIsNotStuck) {

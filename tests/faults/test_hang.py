@@ -37,10 +37,10 @@ def recipe(work, name, **overrides):
 class Run:
     """Ranks under way, of mpirun or of launch; their stderr goes to a file."""
 
-    def __init__(self, path, ranks=3, launch=False):
+    def __init__(self, path, launch=False, max_restarts=0):
         self.path, self.log = path, path.with_suffix(".log")
-        by_hand = [*MPIRUN, "-n", str(ranks), LORASHARD, "train", str(path)]
-        by_launch = [LORASHARD, "launch", str(path), "--ranks", str(ranks), "--max-restarts", "0"]
+        by_hand = [*MPIRUN, "-n", "3", LORASHARD, "train", str(path)]
+        by_launch = [LORASHARD, "launch", str(path), "--ranks", "3", "--max-restarts", str(max_restarts)]
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(by_launch if launch else by_hand, stderr=log, stdout=log)
 
@@ -102,12 +102,7 @@ def test_a_stopped_rank_ends_the_run_with_76_and_its_name_on_all_ranks(work, ran
 def test_a_stopped_rank_is_restarted_by_launch_to_the_same_bytes(work):
     lasting = {"train__max_train_steps": 60, "checkpoint__checkpointing_steps": 10}
     lorashard("train", recipe(work, "undisturbed", **lasting))
-    path = recipe(work, "restarted", **lasting)
-    log = path.with_suffix(".log")
-    run = Run.__new__(Run)
-    run.path, run.log = path, log
-    with open(log, "wb") as file:
-        run.process = subprocess.Popen([LORASHARD, "launch", str(path), "--ranks", "3"], stderr=file)
+    run = Run(recipe(work, "restarted", **lasting), launch=True, max_restarts=1)
     run.wait_for(lambda: (work / "restarted" / "checkpoint-20").exists())
     since = time.monotonic()
     os.kill(run.ranks()[1], signal.SIGSTOP)
@@ -136,6 +131,42 @@ def test_a_killed_rank_ends_the_run_with_76_under_launch(work, rank):
     run = Run(recipe(work, f"killed-{rank}", distributed__collective_timeout_s=60), launch=True)
     code, said = run.end(run.hurt(rank, signal.SIGKILL), f"SIGKILL of rank {rank}")
     assert code == 76 and "killed by signal 9" in said, said
+
+
+@pytest.fixture(scope="module")
+def leaver(work):
+    """A library that makes the rank $LEAVER leave with $LEAVER_CODE, by _exit, once the file $LEAVER_NOW is there."""
+    source = work / "leaver.c"
+    source.write_text("""
+        #include <pthread.h>
+        #include <stdlib.h>
+        #include <string.h>
+        #include <unistd.h>
+        static void* leave(void* unused) {
+          while (access(getenv("LEAVER_NOW"), F_OK) != 0) usleep(10000);
+          _exit(atoi(getenv("LEAVER_CODE")));
+          return unused;
+        }
+        __attribute__((constructor)) static void start(void) {
+          const char* rank = getenv("OMPI_COMM_WORLD_RANK");
+          pthread_t thread;
+          if (rank != 0 && strcmp(rank, getenv("LEAVER")) == 0) pthread_create(&thread, 0, leave, 0);
+        }""")
+    subprocess.run(["cc", "-shared", "-fPIC", "-pthread", "-o", work / "leaver.so", source], check=True)
+    return work / "leaver.so"
+
+
+@pytest.mark.parametrize("code, expected", [(0, 76), (70, 70)])
+def test_a_rank_that_leaves_without_a_word_ends_the_run(work, leaver, monkeypatch, code, expected):
+    now = work / f"leave-{code}"
+    for name, value in {"LD_PRELOAD": leaver, "LEAVER": 1, "LEAVER_NOW": now, "LEAVER_CODE": code}.items():
+        monkeypatch.setenv(name, str(value))
+    run = Run(recipe(work, f"leaves-{code}", distributed__collective_timeout_s=60), launch=True)
+    run.wait_for_step(3)
+    since = time.monotonic()
+    now.touch()
+    ended, said = run.end(since, f"_exit({code}) in rank 1")
+    assert ended == expected, said
 
 
 def test_all_ranks_stopped_and_let_go_on_blame_nobody(work):

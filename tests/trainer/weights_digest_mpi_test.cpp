@@ -35,7 +35,8 @@ TEST(WeightsDigest, OneFlippedBitOnOneRankIsSeenByAllAndTheRankIsNamed) {
     }
     // Of two ranks nobody can say which is right.
     const int named = world_size == 2 ? 1 : guilty;
-    EXPECT_THAT(message, testing::HasSubstr("after step 100: rank " + std::to_string(named) + " (" + mpi_world().hostname + ") differs"));
+    EXPECT_THAT(message, testing::HasSubstr("after step 100: rank " + std::to_string(named) + " (" +
+                                            mpi_world().hostname + ") differs"));
   }
 }
 
