@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need besides, builds, and runs them all. Arguments go to ctest:
-#   ./test.sh -L unit               one label (unit, mpi, oracle, e2e, slurm)
+#   ./test.sh -L unit               one label (unit, mpi, oracle, e2e, faults, slurm)
 #   LORASHARD_LONG_TESTS=1 ./test.sh    the long counts
 set -euo pipefail
 cd "$(dirname "$0")"
