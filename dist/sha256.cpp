@@ -48,7 +48,10 @@ std::string sha256(std::string_view bytes) {
 
 // Read in pieces, not mapped: a file that shrinks meanwhile is then a short file and not a SIGBUS.
 std::string sha256_file(const std::filesystem::path& path) {
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  int file = -1;
+  do {
+    file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  } while (file < 0 && errno == EINTR);
   if (file < 0) throw errno_error(fmt::format("hashing '{}'", path.string()), true);
   const std::unique_ptr<const int, void (*)(const int*)> closer(&file, [](const int* f) { close(*f); });
   Digest digest;

@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "dist/durable_file.h"
 #include "dist/error.h"
@@ -31,10 +32,20 @@ class Descriptor {
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
   int get() const { return fd_; }
+  /// Closes now: a network file system may report a failed write only here.
+  bool close() { return ::close(std::exchange(fd_, -1)) == 0; }
 
  private:
   int fd_;
 };
+
+int open_retrying(const std::filesystem::path& path, int flags, mode_t mode = 0) {
+  int fd = -1;
+  do {
+    fd = ::open(path.c_str(), flags | O_CLOEXEC, mode);
+  } while (fd < 0 && errno == EINTR);
+  return fd;
+}
 
 /// A whole file, mapped read-only for as long as a tensor lies on it.
 class Mapping {
@@ -42,7 +53,7 @@ class Mapping {
   explicit Mapping(const std::filesystem::path& path) {
     const std::string doing = fmt::format("reading safetensors '{}'", path.string());
     // O_NONBLOCK: a FIFO in the file's place must not hang the open.
-    const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    const Descriptor file(open_retrying(path, O_RDONLY | O_NONBLOCK));
     if (file.get() < 0) throw errno_error(doing, /*missing_is_usage=*/true);
     struct stat status {};
     if (::fstat(file.get(), &status) != 0) throw errno_error(doing);
@@ -196,10 +207,11 @@ void write_safetensors(const std::filesystem::path& path, const StateDict& tenso
   const std::vector<Item> items = in_file_order(tensors);
   const std::string header = make_header(items, metadata);
   write_durably(path, [&](const std::filesystem::path& temporary) {
-    const Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+    Descriptor file(open_retrying(temporary, O_WRONLY | O_CREAT | O_TRUNC, 0666));
     if (file.get() < 0) throw errno_error(fmt::format("writing safetensors '{}'", path.string()));
     write_all(file.get(), header.data(), header.size(), path);
     for (const Item& item : items) write_all(file.get(), item.tensor.const_data_ptr(), item.tensor.nbytes(), path);
+    if (!file.close()) throw errno_error(fmt::format("closing safetensors '{}'", path.string()));
   });
 }
 
