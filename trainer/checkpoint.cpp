@@ -116,6 +116,9 @@ int64_t verify(const fs::path& folder) {
     const int64_t global_step = manifest.at("global_step").get<int64_t>();
     for (const char* name : {kAdapter, kRecipe, kState}) check_file(folder / name, manifest.at("files").at(name));
     return global_step;
+  } catch (const nlohmann::json::parse_error& error) {
+    throw broken(path, fmt::format("byte {} is not as in JSON",
+                                   error.byte));  // its own text quotes the bytes, whatever they are
   } catch (const nlohmann::json::exception& error) {
     throw broken(path, error.what());
   } catch (const Error& error) {
@@ -253,7 +256,8 @@ fs::path write_checkpoint(const fs::path& output_dir, const TrainingState& state
     if (ours != nullptr && ours->kind() != ErrorKind::io && ours->kind() != ErrorKind::usage) throw;
     throw Error(ErrorKind::io,
                 fmt::format("writing checkpoint '{}': {}", folder.string(), ours ? ours->message() : error.what()),
-                "the checkpoints before it are whole; make room or give permission, then start again", os_error_of(error));
+                "the checkpoints before it are whole; make room or give permission, then start again",
+                os_error_of(error));
   }
   if (fs::exists(temporary)) remove_with_warning(temporary);  // the folder that was there before
   return folder;

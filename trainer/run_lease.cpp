@@ -137,8 +137,8 @@ std::optional<Holder> read_holder(const fs::path& path) {
 milliseconds age_of(const Holder& holder, const fs::path& fresh) {
   struct stat now {};
   if (stat(fresh.c_str(), &now) != 0) return milliseconds(0);
-  const int64_t seconds = now.st_mtim.tv_sec - holder.beat.tv_sec;
-  return milliseconds(std::max<int64_t>(0, std::min<int64_t>(seconds, 1 << 30) * 1000));
+  const int64_t seconds = std::clamp<int64_t>(now.st_mtim.tv_sec - holder.beat.tv_sec, -1, 1 << 30);
+  return milliseconds(std::max<int64_t>(0, seconds * 1000 + (now.st_mtim.tv_nsec - holder.beat.tv_nsec) / 1000000));
 }
 
 int64_t number_or_zero(const std::string& text) { return std::strtoll(text.c_str(), nullptr, 10); }

@@ -13,8 +13,8 @@ namespace lorashard {
 
 struct LeaseTimes {
   std::chrono::milliseconds heartbeat{500};
-  std::chrono::milliseconds patience{1000};  ///< for a holder that is about to end
-  std::chrono::milliseconds stale{15000};    ///< without a heartbeat on another host: gone
+  std::chrono::milliseconds patience{250};  ///< for a holder that is about to end
+  std::chrono::milliseconds stale{15000};   ///< without a heartbeat on another host: gone
 };
 
 class RunLease {
