@@ -1,5 +1,5 @@
 // The ONE list of a recipe's keys. Parsing, checking, printing, help, docs/recipe_reference.md and the check of a
-// resume all follow it: a new key is a member of Recipe and a line of recipe_fields.cpp, nothing else.
+// resume all follow it: a new key is a member of Recipe and a line of the table's recipe_fields_*.cpp, nothing else.
 #pragma once
 #include <cstdint>
 #include <functional>

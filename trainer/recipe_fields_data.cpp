@@ -1,0 +1,32 @@
+// Keys of [data].
+#include "trainer/recipe_checks.h"
+
+namespace lorashard {
+
+void add_data_fields(Fields& f, Recipe& r) {
+  f.push_back({"data", "train_data_dir", &r.data.train_data_dir, not_empty(), kFree,
+               "A pack made by `lorashard pack`, or an image folder, which is packed on first use. Its content, not "
+               "its path, is "
+               "part of the run's identity. Required."});
+  f.push_back({"data", "resolution", &r.data.resolution, multiple_of(8, 16384), kIdentity,
+               "Side of the square training pictures in pixels."});
+  f.push_back(
+      {"data", "center_crop", &r.data.center_crop, anything(), kIdentity, "Crop the middle instead of a random place."});
+  f.push_back(
+      {"data", "random_flip", &r.data.random_flip, anything(), kIdentity, "Flip half of the pictures left to right."});
+  f.push_back({"data", "image_interpolation_mode", &r.data.image_interpolation_mode,
+               one_of({"nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"}), kIdentity,
+               "How pictures are resized."});
+  f.push_back({"data", "max_train_samples", &r.data.max_train_samples, at_least(0), kIdentity,
+               "Use only the first so many samples. 0: all."});
+  f.push_back({"data", "dataloader_num_workers", &r.data.dataloader_num_workers, between(0, 1024), kFree,
+               "Threads of each rank that prepare batches ahead. 0: none, batches are made between steps."});
+  f.push_back({"data", "image_column", &r.data.image_column, not_empty(), kFree,
+               "Field of metadata.jsonl or metadata.csv that names the picture, when an image folder is packed."});
+  f.push_back({"data", "caption_column", &r.data.caption_column, not_empty(), kFree,
+               "Field of metadata.jsonl or metadata.csv that holds the caption, when an image folder is packed."});
+  f.push_back({"data", "on_bad_image", &r.data.on_bad_image, one_of({"stop", "skip"}), kFree,
+               "What to do with a picture that can't be decoded, when an image folder is packed."});
+}
+
+}  // namespace lorashard

@@ -1,0 +1,50 @@
+// Keys of [train] and [distributed].
+#include "trainer/recipe_checks.h"
+
+namespace lorashard {
+
+void add_train_fields(Fields& f, Recipe& r) {
+  const std::string& schedule = r.lr_scheduler.lr_scheduler;
+  const FieldIdentity with_schedule = {schedule != "constant" && schedule != "constant_with_warmup",
+                                       "unless lr_scheduler is constant or constant_with_warmup"};
+  f.push_back({"train", "train_batch_size", &r.train.train_batch_size, between(1, 65536), kIdentity,
+               "Images in a micro-batch: what one rank takes through the model at once."});
+  f.push_back(
+      {"train", "total_batch_size", &r.train.total_batch_size, between(1, kMostImages), kIdentity,
+       "Images in an optimizer step, whatever the number of ranks; a multiple of train_batch_size. Absent: from "
+       "gradient_accumulation_steps."});
+  f.push_back({"train", "gradient_accumulation_steps", &r.train.gradient_accumulation_steps, between(1, kMostImages),
+               kIdentity,
+               "Instead of total_batch_size: total_batch_size = train_batch_size * this * ranks, fixed at the first "
+               "start and kept "
+               "when the run is resumed on other ranks. Absent, and no total_batch_size: 1."});
+  f.push_back({"train", "max_train_steps", &r.train.max_train_steps, between(1, kMostSteps), with_schedule,
+               "Optimizer steps of the whole run. This or num_train_epochs."});
+  f.push_back({"train", "num_train_epochs", &r.train.num_train_epochs, between(1, kMostSteps), with_schedule,
+               "Instead of max_train_steps: ceil(samples * this / total_batch_size) steps."});
+  f.push_back(
+      {"train", "mixed_precision", &r.train.mixed_precision, one_of({"no", "fp16", "bf16"}), kIdentity,
+       "Type of the frozen base model and of the activations. The adapter is always fp32. This version has no GPU "
+       "support, and fp16 needs one."});
+  f.push_back({"train", "max_grad_norm", &r.train.max_grad_norm, above_zero(), kIdentity,
+               "The gradient of a step is scaled down to this 2-norm when it is larger."});
+  f.push_back({"train", "deterministic", &r.train.deterministic, anything(), kIdentity,
+               "Sum gradients as integers, so that any number of ranks gives the same bits. false: sum in fp32."});
+  f.push_back({"distributed", "threads_per_rank", &r.distributed.threads_per_rank, between(0, 4096),
+               FieldIdentity{r.train.deterministic, "with deterministic = true"},
+               "Compute threads of each rank. 0: 1 with deterministic = true, else the cores divided by the ranks of "
+               "the host."});
+
+  f.push_back({"distributed", "collective_timeout_s", &r.distributed.collective_timeout_s, between(0, kMostSeconds), kFree,
+               "Seconds after which a rank that sends no heartbeat is lost, and after which ranks that all wait for each "
+               "other are stuck: the run ends with exit code 76. A rank that works is waited for. 0: no heartbeat."});
+  f.push_back({"distributed", "heartbeat_s", &r.distributed.heartbeat_s, seconds_above_zero(), kFree,
+               "Seconds between two heartbeats of a rank. At most a third of collective_timeout_s."});
+  f.push_back({"distributed", "straggler_warning_s", &r.distributed.straggler_warning_s, seconds_above_zero(), kFree,
+               "Seconds that the others wait for a rank before a warning names it."});
+  f.push_back({"distributed", "digest_steps", &r.distributed.digest_steps, between(0, kMostSteps), kFree,
+               "Every so many steps the ranks compare hashes of the adapter's weights; a difference ends the run with exit "
+               "code 70. 0: never."});
+}
+
+}  // namespace lorashard
