@@ -12,7 +12,6 @@ namespace lorashard {
 FieldCheck anything();
 
 // Numbers; an absent optional satisfies all of them.
-FieldCheck anything();
 FieldCheck at_least(int64_t low);
 FieldCheck between(int64_t low, int64_t high);
 FieldCheck above_zero();
