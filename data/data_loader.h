@@ -15,18 +15,28 @@
 
 namespace lorashard {
 
+/// With prior preservation the B class images stand behind the B instance images, [instance..., class...], in everything that
+/// is [R]: R = 2B. Otherwise R = B.
 struct Batch {
   int64_t micro_batch = 0;              ///< its number m in the run
-  std::vector<uint64_t> slots;          ///< [B]
+  std::vector<uint64_t> slots;          ///< [B]; the class image of a row has its slot
   std::vector<int64_t> sample_ids;      ///< [B] rows of the pack
-  std::vector<std::string> captions;    ///< [B]
-  std::vector<TransformedImage> images; ///< [B] sizes and crops
-  at::Tensor pixel_values;              ///< fp32 [B, 3, H, W] in [-1, 1]
-  at::Tensor input_ids;                 ///< int64 [B, 77]
-  at::Tensor vae_noise;                 ///< fp32 [B, 4, H/8, W/8], standard normal: the VAE's sample
-  at::Tensor noise;                     ///< fp32 [B, 4, H/8, W/8], standard normal
-  at::Tensor timesteps;                 ///< int64 [B] in [0, num_train_timesteps)
+  std::vector<int64_t> class_sample_ids;  ///< [B] rows of the class pack, or empty
+  std::vector<std::string> captions;    ///< [R]
+  std::vector<TransformedImage> images; ///< [R] sizes and crops
+  at::Tensor pixel_values;              ///< fp32 [R, 3, H, W] in [-1, 1]
+  at::Tensor input_ids;                 ///< int64 [R, 77]
+  at::Tensor vae_noise;                 ///< fp32 [R, 4, H/8, W/8], standard normal: the VAE's sample
+  at::Tensor noise;                     ///< fp32 [R, 4, H/8, W/8], standard normal
+  at::Tensor timesteps;                 ///< int64 [R] in [0, num_train_timesteps)
   double wait_ms = 0;                   ///< how long next() waited for it
+};
+
+/// Prior preservation: one class image beside each instance image.
+struct ClassImages {
+  const Pack* pack = nullptr;  ///< null: none. Must outlive the loader
+  int64_t num_class_images = 0;  ///< rows [0, num_class_images) of it are used; 0: all
+  std::string class_prompt;      ///< the caption of each
 };
 
 struct DataLoaderOptions {
@@ -39,6 +49,9 @@ struct DataLoaderOptions {
   int64_t latent_channels = 4;
   int64_t latent_height = 64, latent_width = 64;
   int64_t num_train_timesteps = 1000;
+  bool own_captions = true;    ///< false: instance_prompt is the caption of every row of the pack
+  std::string instance_prompt;  ///< the caption of rows that have none of their own
+  ClassImages class_images;
   double caption_dropout = 0;  ///< probability that a caption becomes ""
   /// Captions to input_ids [B, length]; called from the loader's threads. Empty: no input_ids.
   std::function<at::Tensor(const std::vector<std::string>&)> tokenize;

@@ -9,11 +9,6 @@
 namespace lorashard {
 namespace {
 
-Purpose purpose_of(Purpose purpose, bool class_image) {
-  const auto shift = class_image ? static_cast<uint32_t>(Purpose::class_image) : 0;
-  return static_cast<Purpose>(static_cast<uint32_t>(purpose) + shift);
-}
-
 // torchvision rounds with Python's round(): halves to even.
 int64_t center_position(int64_t size, int64_t crop) { return std::lrint(static_cast<double>(size - crop) / 2.0); }
 

@@ -5,8 +5,8 @@
 
 namespace lorashard {
 
-Sampler::Sampler(uint64_t seed, int64_t num_samples, int64_t train_batch_size)
-    : seed_(seed), num_samples_(num_samples), train_batch_size_(train_batch_size) {
+Sampler::Sampler(uint64_t seed, int64_t num_samples, int64_t train_batch_size, bool class_images)
+    : seed_(seed), num_samples_(num_samples), train_batch_size_(train_batch_size), class_images_(class_images) {
   LORASHARD_CHECK(num_samples > 0 && train_batch_size > 0, "{} samples, {} a micro-batch", num_samples, train_batch_size);
 }
 
@@ -15,7 +15,7 @@ std::vector<Slot> Sampler::micro_batch(int64_t m) const {
   for (int64_t i = 0; i < train_batch_size_; ++i) {
     const int64_t slot = m * train_batch_size_ + i;
     const int64_t epoch = slot / num_samples_;
-    const Permutation order(seed_, static_cast<uint64_t>(epoch), num_samples_);
+    const Permutation order(seed_, static_cast<uint64_t>(epoch), num_samples_, class_images_);
     slots.push_back({static_cast<uint64_t>(slot), order(slot % num_samples_), epoch});
   }
   return slots;

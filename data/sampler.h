@@ -14,12 +14,14 @@ struct Slot {
 
 class Sampler {
  public:
-  Sampler(uint64_t seed, int64_t num_samples, int64_t train_batch_size);
+  /// `class_images`: the order is the class pack's own, for the class images beside the same slots.
+  Sampler(uint64_t seed, int64_t num_samples, int64_t train_batch_size, bool class_images = false);
   std::vector<Slot> micro_batch(int64_t m) const;
 
  private:
   uint64_t seed_;
   int64_t num_samples_, train_batch_size_;
+  bool class_images_;
 };
 
 /// The micro-batches of optimizer steps [first_step, end_step) that `rank` of `world_size` runs, in order:

@@ -25,6 +25,12 @@ enum class Purpose : uint32_t {
   class_image = 0x8000,  ///< added to the purposes above for the class image of the same slot
 };
 
+/// `purpose` as the class image of a slot draws it (prior preservation), or as it is.
+constexpr Purpose purpose_of(Purpose purpose, bool class_image) {
+  const auto shift = class_image ? static_cast<uint32_t>(Purpose::class_image) : 0;
+  return static_cast<Purpose>(static_cast<uint32_t>(purpose) + shift);
+}
+
 /// One Philox4x32-10 block: key = (seed low, seed high), counter = (slot low, slot high, purpose, block).
 std::array<uint32_t, 4> philox(uint64_t seed, uint64_t slot, Purpose purpose, uint32_t block);
 

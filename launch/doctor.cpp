@@ -139,18 +139,18 @@ struct Findings {
 
 std::string look_at_data(Findings& findings) {
   const Recipe& recipe = findings.recipe;
-  fs::path folder = recipe.data.train_data_dir;
-  if (!train_data_is_pack(recipe)) {
-    if (!is_pack(first_use_pack(recipe.output_dir))) {
-      const ImageFolder pictures = list_image_folder(
-          folder, {.image_column = recipe.data.image_column, .caption_column = recipe.data.caption_column});
+  const PictureSource source = training_pictures(recipe);
+  fs::path folder = source.folder;
+  if (!is_packed(source)) {
+    if (!is_pack(source.pack)) {
+      const ImageFolder pictures = list_image_folder(folder, source.options.folder);
       const int64_t count = static_cast<int64_t>(pictures.images.size()), limit = recipe.data.max_train_samples;
       findings.num_samples = limit > 0 ? std::min(count, limit) : count;
       return fmt::format("'{}': {} pictures, {} left out; packed at the first start, which decodes them all",
                          folder.string(), count, pictures.left_out.size());
     }
-    pack_on_first_use(recipe, recipe.output_dir);  // there already: checks that it is of this folder
-    folder = first_use_pack(recipe.output_dir);
+    pack_on_first_use(source);  // there already: checks that it is of this folder
+    folder = source.pack;
   }
   findings.pack = std::make_unique<Pack>(folder);
   findings.num_samples = num_train_samples(recipe, *findings.pack);

@@ -13,6 +13,7 @@ struct Conditioning {
   at::Tensor encoder_hidden_states;  ///< [B, 77, cross_attention_dim]
 };
 
-Conditioning encode(const StableDiffusion& base, const Batch& batch, bool deterministic);
+/// With `train_text_encoder` the text encoder runs on the whole micro-batch at once, frozen or not: gradients flow back into it.
+Conditioning encode(const StableDiffusion& base, const Batch& batch, bool deterministic, bool train_text_encoder = false);
 
 }  // namespace lorashard

@@ -20,16 +20,20 @@ std::string yaml(const std::string& text) {
   return out + "\"";
 }
 
+bool is_dreambooth(const Recipe& recipe) { return recipe.task == "dreambooth"; }
+
 std::string front_matter(const Recipe& recipe) {
   return fmt::format(
       "---\n"
       "base_model: {}\n"
       "library_name: diffusers\n"
-      "inference: true\n"
+      "inference: true\n{}"
       "tags:\n"
-      "- stable-diffusion\n- stable-diffusion-diffusers\n- text-to-image\n- diffusers\n- diffusers-training\n- lora\n"
+      "- stable-diffusion\n- stable-diffusion-diffusers\n- text-to-image\n- diffusers\n- diffusers-training\n- lora\n{}"
       "---\n\n",
-      yaml(recipe.model.pretrained_model_name_or_path));
+      yaml(recipe.model.pretrained_model_name_or_path),
+      is_dreambooth(recipe) ? fmt::format("instance_prompt: {}\n", yaml(recipe.dreambooth.instance_prompt)) : "",
+      is_dreambooth(recipe) ? "- dreambooth\n" : "");
 }
 
 std::string how_to_use(const Recipe& recipe) {
@@ -39,9 +43,28 @@ std::string how_to_use(const Recipe& recipe) {
       "from diffusers import StableDiffusionPipeline\n\n"
       "pipeline = StableDiffusionPipeline.from_pretrained({0})\n"
       "pipeline.load_lora_weights(\"path/to/this/folder\")\n"
-      "image = pipeline(\"a prompt\", cross_attention_kwargs={{\"scale\": 1.0}}).images[0]\n"
+      "image = pipeline({1}, cross_attention_kwargs={{\"scale\": 1.0}}).images[0]\n"
       "```\n\n",
-      yaml(recipe.model.pretrained_model_name_or_path));
+      yaml(recipe.model.pretrained_model_name_or_path),
+      yaml(is_dreambooth(recipe) ? recipe.dreambooth.instance_prompt : "a prompt"));
+}
+
+/// What was trained on what, in a sentence or two.
+std::string description(const Recipe& recipe, int64_t num_samples) {
+  const std::string& base = recipe.model.pretrained_model_name_or_path;
+  if (!is_dreambooth(recipe)) {
+    return fmt::format("A LoRA adapter for {}, trained on {} captioned pictures.\n\n", base, num_samples);
+  }
+  const Recipe::DreamBooth& dreambooth = recipe.dreambooth;
+  std::string text = fmt::format(
+      "A LoRA adapter for {}, trained with [DreamBooth](https://dreambooth.github.io/) on {} pictures of one subject. Its words "
+      "are: `{}`.",
+      base, num_samples, dreambooth.instance_prompt);
+  if (dreambooth.with_prior_preservation) {
+    text += fmt::format(" {} pictures of `{}` beside them kept the class what it was.", dreambooth.num_class_images,
+                        dreambooth.class_prompt);
+  }
+  return text + "\n\n";
 }
 
 }  // namespace
@@ -49,8 +72,7 @@ std::string how_to_use(const Recipe& recipe) {
 std::string model_card(const Recipe& recipe, const ModelCardFacts& facts) {
   const std::string name = std::filesystem::absolute(recipe.output_dir).lexically_normal().filename().string();
   std::string card = front_matter(recipe) + kMark + "\n\n";
-  card += fmt::format("# {}\n\nA LoRA adapter for {}, trained on {} captioned pictures.\n\n", name.empty() ? "LoRA adapter" : name,
-                      recipe.model.pretrained_model_name_or_path, facts.num_samples);
+  card += fmt::format("# {}\n\n", name.empty() ? "LoRA adapter" : name) + description(recipe, facts.num_samples);
   card += how_to_use(recipe);
   card += "## Training\n\n| | |\n|---|---|\n";
   const auto row = [&card](const char* what, const std::string& value) { card += fmt::format("| {} | {} |\n", what, value); };
@@ -61,6 +83,7 @@ std::string model_card(const Recipe& recipe, const ModelCardFacts& facts) {
   row("resolution", std::to_string(recipe.data.resolution));
   row("LoRA", fmt::format("rank {}, alpha {}, {} parameters in {}", recipe.lora.rank, *recipe.lora.lora_alpha, facts.num_parameters,
                           fmt::join(recipe.lora.target_modules, ", ")));
+  row("LoRA in the text encoder", recipe.lora.train_text_encoder ? fmt::format("{}", fmt::join(recipe.lora.text_encoder_target_modules, ", ")) : "no");
   row("precision", recipe.train.mixed_precision == "no" ? "fp32" : recipe.train.mixed_precision);
   row("seed", std::to_string(recipe.seed));
   row("pictures (SHA-256 of the pack)", facts.pack_hash);

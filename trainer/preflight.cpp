@@ -30,19 +30,31 @@ void prepare_output_dir(const std::filesystem::path& output_dir) {
   std::filesystem::remove(trial, error);
 }
 
-bool train_data_is_pack(const Recipe& recipe) {
-  const std::filesystem::path folder = recipe.data.train_data_dir;
-  if (!std::filesystem::is_directory(folder)) {
-    throw Error(ErrorKind::usage,
-                fmt::format("opening the training data: 'data.train_data_dir' = '{}' is no folder", folder.string()),
-                "give a folder of pictures, or one made by: lorashard pack SOURCE --out DIR");
+void require_custom_prompts(const Recipe& recipe, const Pack& pack) {
+  if (!recipe.dreambooth.custom_instance_prompts) return;
+  for (int64_t row = 0; row < pack.num_samples(); ++row) {
+    if (!pack.caption(row).empty()) return;
   }
-  return is_pack(folder);
+  throw Error(ErrorKind::usage,
+              fmt::format("opening the training data: dreambooth.custom_instance_prompts is true, and none of the {} pictures of "
+                          "'{}' has a caption",
+                          pack.num_samples(), pack.folder().string()),
+              "captions are read from metadata.jsonl, metadata.csv or .txt files beside the pictures when they are packed");
 }
 
 int64_t num_train_samples(const Recipe& recipe, const Pack& pack) {
   const int64_t limit = recipe.data.max_train_samples;
   return limit > 0 ? std::min(pack.num_samples(), limit) : pack.num_samples();
+}
+
+void require_class_images(const Recipe& recipe, const Pack& class_pack) {
+  const int64_t found = class_pack.num_samples(), wanted = recipe.dreambooth.num_class_images;
+  if (found >= wanted) return;
+  throw Error(ErrorKind::usage,
+              fmt::format("opening the training data: 'dreambooth.class_data_dir' = '{}' holds {} pictures, and "
+                          "dreambooth.num_class_images is {}",
+                          recipe.dreambooth.class_data_dir, found, wanted),
+              fmt::format("put more pictures there, or set num_class_images = {}", found));
 }
 
 std::optional<std::filesystem::path> checkpoint_to_resume(const Recipe& recipe) {

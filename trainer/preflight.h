@@ -13,9 +13,11 @@ namespace lorashard {
 void refuse_fp16_without_gpu(const Recipe& recipe);
 /// Makes the folder, and proves by a small file that it can be written.
 void prepare_output_dir(const std::filesystem::path& output_dir);
-/// True when train_data_dir is a pack; false when it is a folder of pictures. Throws when it is no folder.
-bool train_data_is_pack(const Recipe& recipe);
+/// With dreambooth.custom_instance_prompts: some picture must have a caption of its own.
+void require_custom_prompts(const Recipe& recipe, const Pack& pack);
 int64_t num_train_samples(const Recipe& recipe, const Pack& pack);
+/// The class pack must hold num_class_images pictures.
+void require_class_images(const Recipe& recipe, const Pack& class_pack);
 /// The checkpoint a start goes on from, not yet read.
 std::optional<std::filesystem::path> checkpoint_to_resume(const Recipe& recipe);
 StableDiffusionOptions base_options(const Recipe& recipe);

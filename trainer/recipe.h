@@ -27,6 +27,8 @@ struct Recipe {
     std::optional<double> lora_alpha;  ///< absent: rank
     std::vector<std::string> target_modules = {"to_k", "to_q", "to_v", "to_out.0"};
     std::string init = "gaussian";
+    bool train_text_encoder = false;
+    std::vector<std::string> text_encoder_target_modules = {"q_proj", "k_proj", "v_proj", "out_proj"};
   } lora;
   struct Data {
     std::string train_data_dir;
@@ -38,6 +40,14 @@ struct Recipe {
     std::string image_column = "file_name", caption_column = "text";
     std::string on_bad_image = "stop";
   } data;
+  struct DreamBooth {
+    std::string instance_data_dir, instance_prompt;
+    bool custom_instance_prompts = false;
+    bool with_prior_preservation = false;
+    std::string class_data_dir, class_prompt;
+    int64_t num_class_images = 100;
+    double prior_loss_weight = 1.0;
+  } dreambooth;
   struct Train {
     int64_t train_batch_size = 1;
     std::optional<int64_t> total_batch_size, gradient_accumulation_steps;

@@ -39,6 +39,7 @@ inline const FieldIdentity kFree = {false, "no"};
 void add_base_fields(Fields& fields, Recipe& recipe);
 void add_lora_fields(Fields& fields, Recipe& recipe);
 void add_data_fields(Fields& fields, Recipe& recipe);
+void add_dreambooth_fields(Fields& fields, Recipe& recipe);
 void add_train_fields(Fields& fields, Recipe& recipe);
 void add_optimizer_fields(Fields& fields, Recipe& recipe);
 void add_run_fields(Fields& fields, Recipe& recipe);

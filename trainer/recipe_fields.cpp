@@ -9,6 +9,7 @@ std::vector<RecipeField> recipe_fields(Recipe& recipe) {
   add_base_fields(fields, recipe);
   add_lora_fields(fields, recipe);
   add_data_fields(fields, recipe);
+  add_dreambooth_fields(fields, recipe);
   add_train_fields(fields, recipe);
   add_optimizer_fields(fields, recipe);
   add_run_fields(fields, recipe);

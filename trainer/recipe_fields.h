@@ -53,5 +53,7 @@ std::string string_as_toml(const std::string& text);
 
 /// The rules between keys (what is required, what excludes what). Throws Error(usage); `name` is the recipe's.
 void check_recipe_rules(const Recipe& recipe, const std::string& name);
+/// Those of [dreambooth] and task; called by check_recipe_rules().
+void check_dreambooth_rules(const Recipe& recipe, const std::string& name);
 
 }  // namespace lorashard

@@ -4,7 +4,8 @@
 namespace lorashard {
 
 void add_base_fields(Fields& f, Recipe& r) {
-  f.push_back({"", "task", &r.task, one_of({"text_to_image"}), kIdentity, "What is trained."});
+  f.push_back({"", "task", &r.task, one_of({"text_to_image", "dreambooth"}), kIdentity,
+               "\"text_to_image\": captioned pictures. \"dreambooth\": a few pictures of one subject; see [dreambooth]."});
   f.push_back({"", "output_dir", &r.output_dir, not_empty(), kFree,
                "Folder of the run: adapter, checkpoints, metrics. Made when it isn't there. Required."});
   f.push_back({"", "seed", &r.seed, at_least(0), kIdentity,

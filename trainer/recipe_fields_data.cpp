@@ -4,10 +4,10 @@
 namespace lorashard {
 
 void add_data_fields(Fields& f, Recipe& r) {
-  f.push_back({"data", "train_data_dir", &r.data.train_data_dir, not_empty(), kFree,
+  f.push_back({"data", "train_data_dir", &r.data.train_data_dir, anything(), kFree,
                "A pack made by `lorashard pack`, or an image folder, which is packed on first use. Its content, not "
                "its path, is "
-               "part of the run's identity. Required."});
+               "part of the run's identity. Required, but not with task = \"dreambooth\"."});
   f.push_back({"data", "resolution", &r.data.resolution, multiple_of(8, 16384), kIdentity,
                "Side of the square training pictures in pixels."});
   f.push_back(

@@ -76,8 +76,16 @@ void resolve_max_train_steps(Recipe& recipe, int64_t num_samples) {
 void check_recipe_rules(const Recipe& recipe, const std::string& name) {
   require(recipe.model.pretrained_model_name_or_path, "model.pretrained_model_name_or_path",
           "the folder of the base model", name);
-  require(recipe.data.train_data_dir, "data.train_data_dir", "the pack or image folder to train on", name);
+  if (recipe.task == "text_to_image") {
+    require(recipe.data.train_data_dir, "data.train_data_dir", "the pack or image folder to train on", name);
+  }
   require(recipe.output_dir, "output_dir", "the folder that the run is written to", name);
+  check_dreambooth_rules(recipe, name);
+  if (!recipe.lora.train_text_encoder &&
+      recipe.lora.text_encoder_target_modules != Recipe().lora.text_encoder_target_modules) {
+    refuse(fmt::format("{}: 'lora.text_encoder_target_modules' has no effect without lora.train_text_encoder = true", name),
+           "set it, or remove the key");
+  }
   const Recipe::Train& train = recipe.train;
   if (train.total_batch_size && train.gradient_accumulation_steps) {
     refuse(fmt::format("{}: 'train.total_batch_size' and 'train.gradient_accumulation_steps' exclude each other", name),

@@ -16,6 +16,7 @@
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
+#include "trainer/first_use_pack.h"
 #include "trainer/recipe.h"
 #include "trainer/svg_text.h"
 
@@ -76,16 +77,19 @@ std::vector<ReportPicture> first_pictures(const Recipe& recipe, const Pack& pack
     transform_image(decode_image(pack.read_image(row), pack.file_name(row)), options, seed, slot, false, planes);
     const auto pixels = planes.permute({1, 2, 0}).mul(0.5).add(0.5).mul(255).round().to(at::kByte).contiguous();
     const auto* bytes = pixels.const_data_ptr<uint8_t>();
-    pictures.push_back({{side, side, {bytes, bytes + pixels.numel()}}, pack.caption(row)});
+    const bool own_caption = recipe.task != "dreambooth" || recipe.dreambooth.custom_instance_prompts;
+    const std::string& caption = own_caption ? pack.caption(row) : recipe.dreambooth.instance_prompt;
+    pictures.push_back({{side, side, {bytes, bytes + pixels.numel()}}, caption});
   }
   return pictures;
 }
 
 std::filesystem::path find_pack(const Recipe& recipe, const std::filesystem::path& run_dir) {
-  for (const auto& folder : {std::filesystem::path(recipe.data.train_data_dir), run_dir / "pack"}) {
+  const std::filesystem::path named = training_pictures(recipe).folder;
+  for (const auto& folder : {named, run_dir / "pack"}) {
     if (is_pack(folder)) return folder;
   }
-  throw Error(ErrorKind::usage, fmt::format("the pack '{}' isn't there", recipe.data.train_data_dir));
+  throw Error(ErrorKind::usage, fmt::format("the pack '{}' isn't there", named.string()));
 }
 
 }  // namespace

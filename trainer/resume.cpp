@@ -28,7 +28,7 @@ void require_same_run(const Recipe& recipe, const std::string& pack_hash, const 
   }
   if (pack_hash != saved.pack_hash) {
     throw Error(ErrorKind::usage, fmt::format("{}: the pack '{}' has other contents than at the first start (hash {:.12}, then {:.12})",
-                                              doing, recipe.data.train_data_dir, pack_hash, saved.pack_hash), hint);
+                                              doing, recipe.task == "dreambooth" ? recipe.dreambooth.instance_data_dir : recipe.data.train_data_dir, pack_hash, saved.pack_hash), hint);
   }
   if (base_hash != saved.base_hash) {
     throw Error(ErrorKind::usage, fmt::format("{}: the base model '{}' has other weights or configuration than at the first start "

@@ -31,6 +31,9 @@ void Trace::micro_batch(int64_t step, const Batch& batch, const Conditioning& co
   if (!records(step)) return;
   const std::string at_micro = fmt::format("step{}/micro{}/", step, batch.micro_batch);
   record(at_micro + "sample_ids", at::tensor(batch.sample_ids, at::kLong));
+  if (!batch.class_sample_ids.empty()) {
+    record(at_micro + "class_sample_ids", at::tensor(batch.class_sample_ids, at::kLong));
+  }
   record(at_micro + "pixel_values", batch.pixel_values);
   record(at_micro + "input_ids", batch.input_ids);
   record(at_micro + "latents", conditioning.latents);
@@ -40,6 +43,8 @@ void Trace::micro_batch(int64_t step, const Batch& batch, const Conditioning& co
   record(at_micro + "encoder_hidden_states", conditioning.encoder_hidden_states);
   record(at_micro + "target", out.target);
   record(at_micro + "model_pred", out.model_pred);
+  record(at_micro + "instance_loss", out.instance_loss);
+  record(at_micro + "prior_loss", out.prior_loss);
   record(at_micro + "loss", out.loss);
 }
 

@@ -81,7 +81,7 @@ void Trainer::train() {
     export_adapter(adapter_, output_dir_);
     write_model_card(output_dir_, recipe_,
                      {.num_samples = num_samples_, .global_step = global_step_, .num_parameters = adapter_.num_parameters(),
-                      .pack_hash = pack_->hash(), .base_hash = base_hash_});
+                      .pack_hash = data_hash(), .base_hash = base_hash_});
   });
 }
 
@@ -95,8 +95,8 @@ StepMetrics Trainer::train_step(int64_t step) {
     metrics.data_wait_ms += batch.wait_ms;
 
     // 2. Pictures and captions to latents and text embeddings; noise; prediction; loss.
-    const Conditioning conditioning = encode(base_, batch, recipe_.train.deterministic);
-    const DiffusionLoss out = diffusion_loss(base_, conditioning, batch);
+    const Conditioning conditioning = encode(base_, batch, recipe_.train.deterministic, recipe_.lora.train_text_encoder);
+    const DiffusionLoss out = diffusion_loss(base_, conditioning, batch, recipe_.dreambooth.prior_loss_weight);
 
     // 3. Backward: gradients of the adapter alone, into its one flat tensor; then into the sum that order can't change.
     adapter_.flat_gradients().zero_();
@@ -145,6 +145,10 @@ void Trainer::refuse_if_diverged() const {
                     communicator_.world());
 }
 
+std::string Trainer::data_hash() const {
+  return class_pack_ ? fmt::format("{}+{}", pack_->hash(), class_pack_->hash()) : pack_->hash();
+}
+
 TrainingState Trainer::state() const {
   TrainingState state;
   state.global_step = global_step_;
@@ -159,7 +163,7 @@ TrainingState Trainer::state() const {
 void Trainer::make_checkpoint_writer() {
   TrainingState what = state();
   what.recipe = print_recipe(recipe_);
-  what.pack_hash = pack_->hash();
+  what.pack_hash = data_hash();
   what.base_hash = base_hash_;
   for (const LoraParameter& p : adapter_.parameters()) {
     what.parameter_keys.push_back(fmt::format("{} {}x{}", p.key, p.value.size(0), p.value.size(1)));

@@ -14,6 +14,7 @@
 #include "models/stable_diffusion.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_writer.h"
+#include "trainer/first_use_pack.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/recipe.h"
@@ -34,7 +35,8 @@ class Trainer {
   void train();
 
  private:
-  void open_pack();
+  std::unique_ptr<Pack> open_pictures(const PictureSource& source);
+  void open_packs();
   void find_checkpoint();
   void resolve();
   void load_base();
@@ -45,6 +47,8 @@ class Trainer {
 
   /// One optimizer step over all ranks: trainer.cpp, top to bottom.
   StepMetrics train_step(int64_t step);
+  /// What a checkpoint remembers the training data by: the pack's hash, and behind it the class pack's.
+  std::string data_hash() const;
   /// The state as a checkpoint has it; its tensors are those of the training.
   TrainingState state() const;
   /// The writer's thread: checkpoint-N/ from a copy of the state.
@@ -61,6 +65,7 @@ class Trainer {
   std::unique_ptr<RunLease> lease_;  // rank 0; released last
 
   std::unique_ptr<Pack> pack_;
+  std::unique_ptr<Pack> class_pack_;  // with prior preservation
   std::optional<TrainingState> resumed_;
   std::string checkpoint_;  // the folder resumed_ came from
   StableDiffusion base_;

@@ -24,7 +24,7 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator)
     prepare_output_dir(output_dir_);
     lease_ = std::make_unique<RunLease>(output_dir_);
   });
-  open_pack();
+  open_packs();
   find_checkpoint();
   resolve();
   run_agreed(communicator_, "loading the base model", [&] { load_base(); });
@@ -43,21 +43,29 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator)
   start_loader();
 }
 
-void Trainer::open_pack() {
-  std::filesystem::path folder = recipe_.data.train_data_dir;
-  bool is_packed = false;
-  run_agreed(communicator_, "opening the training data", [&] { is_packed = train_data_is_pack(recipe_); });
-  if (!is_packed) {
-    folder = first_use_pack(output_dir_);
+std::unique_ptr<Pack> Trainer::open_pictures(const PictureSource& source) {
+  std::filesystem::path folder = source.folder;
+  bool packed = false;
+  run_agreed(communicator_, "opening the training data", [&] { packed = is_packed(source); });
+  if (!packed) {
+    folder = source.pack;
     run_agreed(communicator_, "packing the training data", [&] {
-      if (is_main()) pack_on_first_use(recipe_, output_dir_);
+      if (is_main()) pack_on_first_use(source);
     });
   }
-  run_agreed(communicator_, "opening the training data", [&] {
-    pack_ = std::make_unique<Pack>(folder);
-    num_samples_ = num_train_samples(recipe_, *pack_);
-  });
-  require_same(communicator_, "the pack", pack_->hash());
+  std::unique_ptr<Pack> pack;
+  run_agreed(communicator_, "opening the training data", [&] { pack = std::make_unique<Pack>(folder); });
+  require_same(communicator_, "the pack", pack->hash());
+  return pack;
+}
+
+void Trainer::open_packs() {
+  pack_ = open_pictures(training_pictures(recipe_));
+  run_agreed(communicator_, "opening the training data", [&] { require_custom_prompts(recipe_, *pack_); });
+  num_samples_ = num_train_samples(recipe_, *pack_);
+  if (!recipe_.dreambooth.with_prior_preservation) return;
+  class_pack_ = open_pictures(class_pictures(recipe_));
+  run_agreed(communicator_, "opening the training data", [&] { require_class_images(recipe_, *class_pack_); });
 }
 
 void Trainer::find_checkpoint() {
@@ -95,6 +103,10 @@ void Trainer::load_base() {
 void Trainer::inject_lora() {
   adapter_.add("unet", *base_.unet,
                {.rank = recipe_.lora.rank, .alpha = *recipe_.lora.lora_alpha, .target_modules = recipe_.lora.target_modules});
+  if (recipe_.lora.train_text_encoder) {
+    adapter_.add("text_encoder", *base_.text_encoder,
+                 {.rank = recipe_.lora.rank, .alpha = *recipe_.lora.lora_alpha, .target_modules = recipe_.lora.text_encoder_target_modules});
+  }
   adapter_.allocate(static_cast<uint64_t>(recipe_.seed));
   log::info("adapter: {} layers, {} parameters", adapter_.modules().size(), adapter_.num_parameters());
 }
@@ -107,7 +119,7 @@ void Trainer::restore() {
                                                     .epsilon = recipe_.optimizer.adam_epsilon});
   reduction_ = std::make_unique<GradientReduction>(adapter_.num_parameters(), num_micro_batches_, recipe_.train.deterministic);
   if (resumed_) {
-    require_same_run(recipe_, pack_->hash(), base_hash_, *resumed_, checkpoint_);
+    require_same_run(recipe_, data_hash(), base_hash_, *resumed_, checkpoint_);
     LORASHARD_CHECK(resumed_->parameters.numel() == adapter_.num_parameters(), "{} parameters in '{}', {} in the model",
                     resumed_->parameters.numel(), checkpoint_, adapter_.num_parameters());
     at::NoGradGuard no_grad;
@@ -136,6 +148,11 @@ void Trainer::start_loader() {
                        .center_crop = recipe_.data.center_crop,
                        .random_flip = recipe_.data.random_flip,
                        .interpolation = parse_interpolation(recipe_.data.image_interpolation_mode)};
+  options.own_captions = recipe_.task != "dreambooth" || recipe_.dreambooth.custom_instance_prompts;
+  options.instance_prompt = recipe_.dreambooth.instance_prompt;
+  options.class_images = {.pack = class_pack_.get(),
+                          .num_class_images = recipe_.dreambooth.num_class_images,
+                          .class_prompt = recipe_.dreambooth.class_prompt};
   options.latent_channels = base_.vae->config().latent_channels;
   options.latent_height = options.latent_width = latent_side;
   options.num_train_timesteps = base_.noise_scheduler->config().num_train_timesteps;

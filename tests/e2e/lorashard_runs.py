@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 
 from PIL import Image
@@ -48,7 +49,7 @@ def make_pack(folder, pictures):
 
 
 def write_recipe(path, base, data, output_dir, **overrides):
-    """A small recipe; overrides are "table__key": value."""
+    """A small recipe; overrides are "table__key": value, and None leaves the key out."""
     values = {
         "task": "text_to_image", "output_dir": str(output_dir), "seed": 7,
         "model__pretrained_model_name_or_path": str(base), "data__train_data_dir": str(data), "data__resolution": 64,
@@ -57,6 +58,7 @@ def write_recipe(path, base, data, output_dir, **overrides):
         "checkpoint__checkpointing_steps": 3,
     }
     values.update(overrides)
+    values = {key: value for key, value in values.items() if value is not None}
     tables = {}
     for key, value in values.items():
         table, _, name = key.rpartition("__")
@@ -67,6 +69,25 @@ def write_recipe(path, base, data, output_dir, **overrides):
     with open(path, "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
     return path
+
+
+STAMPS = "/usr/share/tuxpaint/stamps/animals"  # Debian's tuxpaint-stamps-default
+
+
+def make_folder_of_stamps(folder, subject, count):
+    """A plain folder with the first `count` pictures of a folder of Tux Paint's animals: no captions, as DreamBooth's are."""
+    os.makedirs(folder)
+    names = sorted(name for name in os.listdir(os.path.join(STAMPS, subject)) if name.endswith(".png"))[:count]
+    assert len(names) == count, f"{subject} has only {len(names)} pictures"
+    for name in names:
+        shutil.copy(os.path.join(STAMPS, subject, name), folder)
+    return folder
+
+
+def write_dreambooth_recipe(path, base, instances, output_dir, **overrides):
+    values = {"task": "dreambooth", "data__train_data_dir": None, "dreambooth__instance_data_dir": str(instances),
+              "dreambooth__instance_prompt": "a photo of sks duck"}
+    return write_recipe(path, base, None, output_dir, **{**values, **overrides})
 
 
 def adapter_hash(output_dir):

@@ -15,6 +15,7 @@ ADAPTERS = {
     "attention": {},
     "alpha_is_not_rank": {"lora__rank": 4, "lora__lora_alpha": 10.0},
     "feed_forward_too": {"lora__lora_alpha": 2.0, "lora__target_modules": ["to_q", "to_v", "ff.net.0.proj", "ff.net.2"]},
+    "text_encoder_too": {"lora__lora_alpha": 8.0, "lora__train_text_encoder": True},
 }
 
 
@@ -68,10 +69,11 @@ def test_loads_whole_and_answers_alike(work, said, preset, adapter):
     said.clear()
     pipeline.load_lora_weights(run)
     # Of any file without text encoder layers diffusers says so; nothing else may be said.
-    other = [line for line in said if not line.startswith("No LoRA keys associated to CLIPTextModel found")]
+    expected = () if adapter == "text_encoder_too" else ("No LoRA keys associated to CLIPTextModel found",)
+    other = [line for line in said if not line.startswith(expected)]
     assert not other, f"diffusers had something to say: {other}"
     exported = load_file(run / "pytorch_lora_weights.safetensors")
-    loaded = {name for name, _ in pipeline.unet.named_parameters() if ".lora_" in name}
+    loaded = [name for model in (pipeline.unet, pipeline.text_encoder) for name, _ in model.named_parameters() if ".lora_" in name]
     assert len(loaded) == len(exported) > 0
     # Where the latents are one pixel, self-attention is over one token: its softmax is 1 whatever to_q and to_k say.
     one_token = re.compile(r"mid_block.*attn1\.to_[qk]\.")
@@ -79,11 +81,14 @@ def test_loads_whole_and_answers_alike(work, said, preset, adapter):
     assert not untrained, f"an adapter that was not trained proves nothing: {untrained}"
 
     micro = f"step{STEPS}/micro{2 * STEPS}/"
-    inputs = [longer[micro + name] for name in ("noisy_latents", "timesteps", "encoder_hidden_states")]
+    def answer():
+        encoder_hidden_states = pipeline.text_encoder(longer[micro + "input_ids"])[0]
+        return pipeline.unet(longer[micro + "noisy_latents"], longer[micro + "timesteps"], encoder_hidden_states).sample
+
     with torch.no_grad():
-        with_adapter = pipeline.unet(*inputs).sample
+        with_adapter = answer()
         pipeline.disable_lora()
-        without = pipeline.unet(*inputs).sample
+        without = answer()
     expected = longer[micro + "model_pred"]
     error = ((with_adapter - expected).norm() / expected.norm()).item()
     effect = ((without - expected).norm() / expected.norm()).item()

@@ -64,6 +64,6 @@ def permutation(seed, epoch, n, i, class_images=False):
             return i
 
 
-def sample_id(seed, slot, n):
-    """The row of the pack behind image `slot` of the run."""
-    return permutation(seed, slot // n, n, slot % n)
+def sample_id(seed, slot, n, class_images=False):
+    """The row of the pack (of `n` rows) behind image `slot` of the run; or of the class pack behind its class image."""
+    return permutation(seed, slot // n, n, slot % n, class_images)

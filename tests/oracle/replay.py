@@ -42,17 +42,24 @@ LIMITS = {
     "gradient": 5e-5,  # of all tensors together
     "gradient of a tensor": 5e-4,  # relative to the larger of its norm and 1e-3 of the whole gradient's
     "grad_norm": 1e-5,
+    "class_sample_ids": 0,  # with prior preservation
+    "instance_loss": 1e-5,
+    "prior_loss": 1e-5,
     "lr": 0,  # the same double in metrics.jsonl, the same float in the trace
     "weights": 1e-6,  # of each tensor, after each update
     "mean loss": 1e-6,  # metrics.jsonl against the trace's micro-batches
 }
 
 
-class Errors:
-    """The worst error of each kind and where it was found."""
+WITH_CLASS_IMAGES = {"class_sample_ids", "instance_loss", "prior_loss"}
 
-    def __init__(self):
+
+class Errors:
+    """The worst error of each kind and where it was found. `absent`: kinds that this run has nothing of."""
+
+    def __init__(self, absent=frozenset()):
         self.worst = {}
+        self.limits = {kind: limit for kind, limit in LIMITS.items() if kind not in absent}
 
     def add(self, kind, error, where):
         if kind not in self.worst or not error <= self.worst[kind][0]:
@@ -68,20 +75,25 @@ class Errors:
 
     def outside(self):
         """Kinds outside their limit, or never compared."""
-        return [kind for kind, limit in LIMITS.items() if kind not in self.worst or not self.worst[kind][0] <= limit]
+        return [kind for kind, limit in self.limits.items() if kind not in self.worst or not self.worst[kind][0] <= limit]
 
     def table(self):
         lines = [f"{'compared':24}{'worst':>10}{'limit':>10}  at"]
-        for kind, limit in LIMITS.items():
+        for kind, limit in self.limits.items():
             error, where = self.worst.get(kind, (float("nan"), "never compared"))
             lines.append(f"{kind:24}{error:10.1e}{limit:10.0e}  {where}")
         return "\n".join(lines)
 
 
+KEY = re.compile(r"(unet|text_encoder|text_encoder_2)\.(.+)\."
+                 r"(lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up|lora_A|lora_B)\.weight")
+
+
 def peft_name(key):
-    """The trace's "unet.<path>.lora.down.weight" or "unet.<path>.lora_A.weight" as peft names the parameter of a UNet."""
-    path, part = re.fullmatch(r"unet\.(.+)\.(lora\.down|lora\.up|lora_A|lora_B)\.weight", key).groups()
-    return f"{path}.{'lora_A' if part in ('lora.down', 'lora_A') else 'lora_B'}.default.weight"
+    """("unet", name of the parameter in peft) of the trace's "unet.<path>.lora.down.weight", and of the other spellings. Of text
+    encoders transformers 5 leaves "text_model." out where they have no projection; so does the name here."""
+    component, path, part = KEY.fullmatch(key).groups()
+    return component, f"{path.removeprefix('text_model.')}.{'lora_A' if part.endswith(('down', 'A')) else 'lora_B'}.default.weight"
 
 
 class Replay:
@@ -90,45 +102,66 @@ class Replay:
         self.recipe = tomllib.loads((self.run_dir / "recipe.toml").read_text(encoding="utf-8"))
         self.trace = load_file(self.run_dir / trace_name)
         with safe_open(self.run_dir / trace_name, "pt") as file:
-            self.scales = {key: float(scale) for key, scale in file.metadata().items() if key.startswith("unet.")}
+            self.scales = {key: float(scale) for key, scale in file.metadata().items() if KEY.fullmatch(key)}
         self.keys = sorted(key.removeprefix("init/") for key in self.trace if key.startswith("init/"))
         self.steps = sorted({int(key.split("/")[0][4:]) for key in self.trace if key.startswith("step")})
         if self.steps[:1] != [0]:
             raise ValueError(f"'{trace_name}' doesn't start at step 0: the optimizer's state before it is not known")
         self.metrics = {line["global_step"]: line for line in map(
             json.loads, (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())}
-        self.errors = Errors()
+        self.dreambooth = self.recipe["dreambooth"] if self.recipe["task"] == "dreambooth" else {}
+        self.with_class_images = self.dreambooth.get("with_prior_preservation", False)
+        self.errors = Errors(absent=set() if self.with_class_images else WITH_CLASS_IMAGES)
         self._load_base()
         self._add_adapter()
-        self.num_samples = self._num_samples()
+        self._count_samples()
 
     def _load_base(self):
         model = self.recipe["model"]
         base = Path(model["pretrained_model_name_or_path"])
         vae = model.get("pretrained_vae_model_name_or_path") or base / "vae"
         self.vae = AutoencoderKL.from_pretrained(vae).eval()
-        self.text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder").eval()
+        self.text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder").eval().requires_grad_(False)
         self.unet = UNet2DConditionModel.from_pretrained(base / "unet").requires_grad_(False)
         self.scheduler = DDPMScheduler.from_pretrained(base / "scheduler")
         if model.get("prediction_type"):
             self.scheduler.register_to_config(prediction_type=model["prediction_type"])
 
     def _add_adapter(self):
+        """self.parameters: key of the trace -> parameter in peft; self.modules: (component, name), in the adapter's order."""
         lora = self.recipe["lora"]
-        self.unet.add_adapter(LoraConfig(r=lora["rank"], lora_alpha=lora["lora_alpha"],
-                                         target_modules=lora["target_modules"], init_lora_weights="gaussian"))
-        self.parameters = {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+        components = {"unet": (self.unet, lora["target_modules"])}
+        if lora["train_text_encoder"]:
+            components["text_encoder"] = (self.text_encoder, lora["text_encoder_target_modules"])
+        named, self.modules = {}, []
+        for component, (model, target_modules) in components.items():
+            model.add_adapter(LoraConfig(r=lora["rank"], lora_alpha=lora["lora_alpha"], target_modules=target_modules,
+                                         init_lora_weights="gaussian"))
+            short = lambda name: name.removeprefix("text_model.")
+            named |= {(component, short(name)): p for name, p in model.named_parameters() if p.requires_grad}
+            self.modules += [(component, short(name)) for name, module in model.named_modules() if hasattr(module, "lora_A")]
         ours = {peft_name(key) for key in self.keys}
-        if ours != self.parameters.keys():
-            raise ValueError(f"layers with an adapter differ from peft's: {sorted(ours ^ self.parameters.keys())[:6]}")
+        if ours != named.keys():
+            raise ValueError(f"layers with an adapter differ from peft's: {sorted(ours ^ named.keys())[:6]}")
+        self.parameters = {key: named[peft_name(key)] for key in self.keys}
         wrong = {key: scale for key, scale in self.scales.items() if scale != lora["lora_alpha"] / lora["rank"]}
         if wrong or set(self.scales) != set(self.keys):
             raise ValueError(f"the trace's scales are not lora_alpha / rank of every key: {self.scales}")
 
-    def _num_samples(self):
+    def _count_samples(self):
         data = self.recipe["data"]
-        packed = json.loads((Path(data["train_data_dir"]) / "index.json").read_text(encoding="utf-8"))["num_samples"]
-        return min(packed, data.get("max_train_samples") or packed)
+        self.num_samples = self._num_packed(self.dreambooth.get("instance_data_dir") or data["train_data_dir"], "pack")
+        self.num_samples = min(self.num_samples, data.get("max_train_samples") or self.num_samples)
+        if self.with_class_images:
+            self.num_class_images = min(self._num_packed(self.dreambooth["class_data_dir"], "class-pack"),
+                                        self.dreambooth["num_class_images"])
+
+    def _num_packed(self, folder, packed_as):
+        """Pictures in `folder`, a pack, or in the one the run made of it."""
+        index = Path(folder) / "index.json"
+        if not index.exists():
+            index = self.run_dir / packed_as / "index.json"
+        return json.loads(index.read_text(encoding="utf-8"))["num_samples"]
 
     def replay(self):
         self._compare_init()
@@ -140,9 +173,8 @@ class Replay:
     def _compare_init(self):
         """down ~ N(0, 1 / rank), numbered in the order of diffusers' modules; up = 0."""
         keys = {peft_name(key): key for key in self.keys}
-        modules = [name for name, module in self.unet.named_modules() if hasattr(module, "lora_A")]
-        for position, name in enumerate(modules):
-            down, up = (self.trace["init/" + keys[f"{name}.{part}.default.weight"]] for part in ("lora_A", "lora_B"))
+        for position, (component, name) in enumerate(self.modules):
+            down, up = (self.trace["init/" + keys[component, f"{name}.{part}.default.weight"]] for part in ("lora_A", "lora_B"))
             normal = philox.normal(self.recipe["seed"], position, philox.LORA_INIT, tuple(down.shape))
             self.errors.compare("init", down, torch.from_numpy(normal) / self.recipe["lora"]["rank"], name)
             self.errors.equal("init", up.count_nonzero().item(), 0, name)
@@ -151,8 +183,9 @@ class Replay:
         before = "init/" if step == 0 else f"step{step - 1}/param/"
         with torch.no_grad():
             for key in self.keys:
-                self.parameters[peft_name(key)].copy_(self.trace[before + key])
-        self.unet.zero_grad()
+                self.parameters[key].copy_(self.trace[before + key])
+        for parameter in self.parameters.values():
+            parameter.grad = None
         train = self.recipe["train"]
         count = train["total_batch_size"] // train["train_batch_size"]
         losses = []
@@ -168,39 +201,56 @@ class Replay:
         compare = lambda kind, expected: self.errors.compare(kind, self.trace[at + kind], expected, at)
         latent_shape = tuple(self.trace[at + "latents"].shape[1:])
         seed, slots = self.recipe["seed"], range(m * batch, (m + 1) * batch)
+        # The rows: instance images, then with prior preservation the class images of the same slots.
+        rows = [(slot, shift) for shift in ([0, philox.CLASS_IMAGE] if self.with_class_images else [0]) for slot in slots]
         draw = lambda purpose: torch.stack(
-            [torch.from_numpy(philox.normal(seed, slot, purpose, latent_shape)) for slot in slots])
+            [torch.from_numpy(philox.normal(seed, slot, purpose + shift, latent_shape)) for slot, shift in rows])
 
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = torch.tensor([philox.uniform_int(seed, slot, philox.TIMESTEP, steps) for slot in slots])
+        timesteps = torch.tensor([philox.uniform_int(seed, slot, philox.TIMESTEP + shift, steps) for slot, shift in rows])
         noise, vae_noise = draw(philox.NOISE), draw(philox.VAE_SAMPLE)
         self.errors.equal("sample_ids", self.trace[at + "sample_ids"].tolist(),
                           [philox.sample_id(seed, slot, self.num_samples) for slot in slots], at)
+        if self.with_class_images:
+            self.errors.equal("class_sample_ids", self.trace[at + "class_sample_ids"].tolist(),
+                              [philox.sample_id(seed, slot, self.num_class_images, class_images=True) for slot in slots], at)
         self.errors.equal("timesteps", self.trace[at + "timesteps"].tolist(), timesteps.tolist(), at)
         compare("noise", noise)
 
         with torch.no_grad():
             distribution = self.vae.encode(self.trace[at + "pixel_values"]).latent_dist
             latents = (distribution.mean + distribution.std * vae_noise) * self.vae.config.scaling_factor
+        with torch.set_grad_enabled(self.recipe["lora"]["train_text_encoder"]):
             encoder_hidden_states = self.text_encoder(self.trace[at + "input_ids"])[0]
         compare("latents", latents)
-        compare("encoder_hidden_states", encoder_hidden_states)
+        compare("encoder_hidden_states", encoder_hidden_states.detach())
 
         noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
         target = {"epsilon": lambda: noise,
                   "v_prediction": lambda: self.scheduler.get_velocity(latents, noise, timesteps),
                   "sample": lambda: latents}[self.scheduler.config.prediction_type]()
         model_pred = self.unet(noisy_latents, timesteps, encoder_hidden_states).sample
-        loss = F.mse_loss(model_pred.float(), target.float())
+        loss = self._loss(model_pred, target, compare)
         compare("noisy_latents", noisy_latents)
         compare("target", target)
         compare("model_pred", model_pred.detach())
         compare("loss", loss.detach())
         return loss
 
+    def _loss(self, model_pred, target, compare):
+        if not self.with_class_images:
+            return F.mse_loss(model_pred.float(), target.float())
+        model_pred, model_pred_prior = torch.chunk(model_pred, 2, dim=0)
+        target, target_prior = torch.chunk(target, 2, dim=0)
+        loss = F.mse_loss(model_pred.float(), target.float(), reduction="mean")
+        prior_loss = F.mse_loss(model_pred_prior.float(), target_prior.float(), reduction="mean")
+        compare("instance_loss", loss.detach())
+        compare("prior_loss", prior_loss.detach())
+        return loss + self.dreambooth["prior_loss_weight"] * prior_loss
+
     def _compare_gradients(self, step):
         found = {key: self.trace[f"step{step}/grad/{key}"].double() for key in self.keys}
-        expected = {key: self.parameters[peft_name(key)].grad.double() for key in self.keys}
+        expected = {key: self.parameters[key].grad.double() for key in self.keys}
         flat = lambda gradients: torch.cat([gradients[key].flatten() for key in self.keys])
         self.errors.compare("gradient", flat(found), flat(expected), f"step{step}")
         whole = flat(expected).norm()

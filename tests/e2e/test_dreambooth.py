@@ -1,0 +1,122 @@
+"""DreamBooth: its arithmetic against diffusers, peft and torch, its promise of equal bits, and what it says to people."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from lorashard_runs import (LORASHARD, REPO, adapter_hash, lorashard, make_base, make_folder_of_stamps, make_pack, metrics,
+                            write_dreambooth_recipe)
+
+sys.path.insert(0, os.path.join(REPO, "tests", "oracle"))
+from replay import Replay  # noqa: E402
+
+PRIOR = {"dreambooth__with_prior_preservation": True, "dreambooth__class_prompt": "a photo of a bird",
+         "dreambooth__num_class_images": 7}
+TEXT_ENCODER = {"lora__train_text_encoder": True, "lora__lora_alpha": 8.0}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Five pictures of fish, nine of birds (one pack and one folder of them), and a small base."""
+    folder = tmp_path_factory.mktemp("dreambooth")
+    make_folder_of_stamps(folder / "fish", "fish", 5)
+    make_folder_of_stamps(folder / "birds", "birds", 9)
+    make_base(folder / "base")
+    return folder
+
+
+def recipe(work, name, **overrides):
+    values = {"data__random_flip": False}
+    if overrides.get("dreambooth__with_prior_preservation"):
+        values["dreambooth__class_data_dir"] = str(work / "birds")
+    return write_dreambooth_recipe(work / f"{name}.toml", work / "base", work / "fish", work / name, **{**values, **overrides})
+
+
+@pytest.mark.parametrize("name, options", {
+    "prior": {**PRIOR, "dreambooth__prior_loss_weight": 0.5},
+    "text-encoder": {**TEXT_ENCODER, "lora__text_encoder_target_modules": ["q_proj", "v_proj", "out_proj"]},
+    "prior-and-text-encoder": {**PRIOR, **TEXT_ENCODER},
+}.items())
+def test_every_step_equals_diffusers(work, name, options):
+    steps = 4
+    # Three micro-batches of two instance pictures a step, one on each of three ranks.
+    lorashard("launch", recipe(work, f"replayed-{name}", train__train_batch_size=2, train__total_batch_size=6,
+                               train__max_train_steps=steps, train__max_grad_norm=0.02, debug__trace_steps=steps, **options),
+              "--ranks", 3)
+    replay = Replay(work / f"replayed-{name}")
+    errors = replay.replay()
+    print(f"\n{name}, {len(replay.keys)} LoRA tensors\n{errors.table()}")
+    assert replay.steps == list(range(steps))
+    assert not errors.outside(), errors.table()
+    assert any(key.startswith("text_encoder.") for key in replay.keys) == ("text-encoder" in name)
+    # What the pictures are called: the instance prompt, and behind it the class prompt.
+    tokenizer = CLIPTokenizer.from_pretrained(work / "base" / "tokenizer")
+    prompts = ["a photo of sks duck"] * 2 + (["a photo of a bird"] * 2 if "prior" in name else [])
+    expected = tokenizer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+    assert torch.equal(replay.trace["step1/micro4/input_ids"], expected)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work):
+    """One process, no mpirun, both packs made by `lorashard pack`: what every other run must equal."""
+    make_pack(work / "fish-pack", work / "fish")
+    make_pack(work / "birds-pack", work / "birds")
+    lorashard("train", recipe(work, "undisturbed", **PRIOR, **TEXT_ENCODER), "--set",
+              f"dreambooth.instance_data_dir='{work / 'fish-pack'}'", "--set", f"dreambooth.class_data_dir='{work / 'birds-pack'}'")
+    return adapter_hash(work / "undisturbed"), [line["loss"] for line in metrics(work / "undisturbed")]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_any_rank_count_writes_the_same_bytes(work, undisturbed, ranks):
+    lorashard("launch", recipe(work, f"ranks{ranks}", **PRIOR, **TEXT_ENCODER), "--ranks", ranks)
+    assert adapter_hash(work / f"ranks{ranks}") == undisturbed[0]
+    assert [line["loss"] for line in metrics(work / f"ranks{ranks}")] == undisturbed[1]
+
+
+def test_killed_and_resumed_on_other_ranks_writes_the_same_bytes(work, undisturbed):
+    path = recipe(work, "killed", **PRIOR, **TEXT_ENCODER)
+    process = subprocess.Popen([LORASHARD, "launch", str(path), "--ranks", "2", "--max-restarts", "0"], stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+    while not (work / "killed" / "checkpoint-3").exists():
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    lorashard("launch", path, "--ranks", 3)
+    assert adapter_hash(work / "killed") == undisturbed[0]
+
+
+def test_other_class_pictures_are_another_run(work, undisturbed):
+    path = recipe(work, "other-class", train__max_train_steps=2, **PRIOR)
+    lorashard("train", path)
+    make_folder_of_stamps(work / "mammals", "mammals", 7)
+    make_pack(work / "mammals-pack", work / "mammals")
+    said = lorashard("train", path, "--set", f"dreambooth.class_data_dir='{work / 'mammals-pack'}'", code=2).stderr
+    assert "has other contents than at the first start" in said
+
+
+def test_custom_instance_prompts_need_captions(work):
+    said = lorashard("train", recipe(work, "no-captions", dreambooth__custom_instance_prompts=True), code=2).stderr
+    assert "none of the 5 pictures" in said and "hint:" in said
+
+
+def test_a_picture_is_trained_with_its_own_caption_or_the_instance_prompt(work):
+    make_folder_of_stamps(work / "captioned", "fish", 3)
+    names = sorted(os.listdir(work / "captioned"))
+    (work / "captioned" / names[1]).with_suffix(".txt").write_text("a sks fish in the sea\n", encoding="utf-8")
+    path = recipe(work, "own-captions", train__total_batch_size=3, train__max_train_steps=1, debug__trace_steps=1,
+                  dreambooth__custom_instance_prompts=True, dreambooth__instance_data_dir=str(work / "captioned"))
+    lorashard("train", path)
+    replay = Replay(work / "own-captions")
+    tokenizer = CLIPTokenizer.from_pretrained(work / "base" / "tokenizer")
+    for m in range(3):
+        row = replay.trace[f"step0/micro{m}/sample_ids"].item()
+        text = "a sks fish in the sea" if row == 1 else "a photo of sks duck"
+        expected = tokenizer([text], padding="max_length", max_length=77, return_tensors="pt").input_ids
+        assert torch.equal(replay.trace[f"step0/micro{m}/input_ids"], expected)
