@@ -29,6 +29,23 @@ TEST(ModelCard, NamesTheBaseWhereTheHubLooksForIt) {
   EXPECT_THAT(card, HasSubstr("# pets\n"));
 }
 
+TEST(ModelCard, OfDreamBoothCarriesTheInstancePrompt) {
+  Recipe recipe;
+  recipe.task = "dreambooth";
+  recipe.output_dir = "runs/sks";
+  recipe.model.pretrained_model_name_or_path = "base";
+  recipe.dreambooth.instance_data_dir = "dog";
+  recipe.dreambooth.instance_prompt = "a photo of sks \"dog\"";
+  recipe.train.max_train_steps = 10;
+  resolve_recipe(recipe, 1, 1, 5);
+  const std::string card = model_card(recipe, {.num_samples = 5, .global_step = 10, .num_parameters = 64});
+  const std::string front = card.substr(0, card.find("\n---\n"));
+  EXPECT_THAT(front, HasSubstr("\ninstance_prompt: \"a photo of sks \\\"dog\\\"\"\n"));
+  EXPECT_THAT(front, HasSubstr("\n- dreambooth"));
+  EXPECT_THAT(card, HasSubstr("on 5 pictures of one subject"));
+  EXPECT_THAT(card, HasSubstr("pipeline(\"a photo of sks"));
+}
+
 TEST(ModelCard, HoldsARecipeThatReadsBack) {
   const Recipe recipe = resolved_recipe();
   const std::string card = model_card(recipe, {});

@@ -80,6 +80,23 @@ TEST(RecipeFiles, PokemonRecipeIsTheGuidesCommand) {
   EXPECT_EQ(recipe.train.max_train_steps, 15000);
 }
 
+TEST(RecipeFiles, DreamBoothRecipeIsTheGuidesCommand) {
+  Recipe recipe = load_recipe(source_dir() / "recipes/sd15_dreambooth.toml");
+  EXPECT_EQ(recipe.task, "dreambooth");
+  EXPECT_EQ(recipe.dreambooth.instance_prompt, "a photo of sks dog");
+  EXPECT_FALSE(recipe.dreambooth.with_prior_preservation);
+  EXPECT_EQ(recipe.data.resolution, 512);
+  EXPECT_EQ(recipe.train.train_batch_size, 1);
+  EXPECT_EQ(recipe.optimizer.learning_rate, 1e-4);
+  EXPECT_EQ(recipe.lr_scheduler.lr_scheduler, "constant");
+  EXPECT_EQ(recipe.lr_scheduler.lr_warmup_steps, 0);
+  EXPECT_EQ(recipe.checkpoint.checkpointing_steps, 100);
+  EXPECT_EQ(recipe.seed, 0);
+  resolve_recipe(recipe, 1, 1, 5);
+  EXPECT_EQ(recipe.train.total_batch_size, 1);
+  EXPECT_EQ(recipe.train.max_train_steps, 500);
+}
+
 TEST(RecipeFiles, WholeRecipesInThePagesAreAccepted) {
   std::vector<fs::path> pages = files_ending(source_dir() / "docs", ".md");
   pages.push_back(source_dir() / "README.md");
