@@ -120,3 +120,14 @@ def test_a_picture_is_trained_with_its_own_caption_or_the_instance_prompt(work):
         text = "a sks fish in the sea" if row == 1 else "a photo of sks duck"
         expected = tokenizer([text], padding="max_length", max_length=77, return_tensors="pt").input_ids
         assert torch.equal(replay.trace[f"step0/micro{m}/input_ids"], expected)
+
+
+@pytest.mark.parametrize("options", [[], ["--set", "lora.train_text_encoder=true"]])
+def test_the_recipe_takes_its_first_steps_on_a_small_base(work, tmp_path, options):
+    said = lorashard("train", os.path.join(REPO, "recipes/sd15_dreambooth.toml"), "--set", f"output_dir='{tmp_path / 'run'}'",
+                     "--set", f"model.pretrained_model_name_or_path='{work / 'base'}'",
+                     "--set", f"dreambooth.instance_data_dir='{work / 'fish'}'",
+                     "--set", "data.resolution=64", "--set", "train.max_train_steps=2", *options).stderr
+    assert [line["lr"] for line in metrics(tmp_path / "run")] == [1e-4, 1e-4], said
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert 'instance_prompt: "a photo of sks dog"' in card and "- dreambooth\n" in card
