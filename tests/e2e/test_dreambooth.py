@@ -1,7 +1,6 @@
 """DreamBooth: its arithmetic against diffusers, peft and torch, its promise of equal bits, and what it says to people."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from lorashard_runs import (LORASHARD, REPO, adapter_hash, lorashard, make_base, make_folder_of_stamps, make_pack, metrics,
+from lorashard_runs import (LORASHARD, REPO, adapter_hash, kill_ranks, lorashard, make_base, make_folder_of_stamps, make_pack, metrics,
                             write_dreambooth_recipe)
 
 sys.path.insert(0, os.path.join(REPO, "tests", "oracle"))
@@ -81,12 +80,11 @@ def test_any_rank_count_writes_the_same_bytes(work, undisturbed, ranks):
 
 def test_killed_and_resumed_on_other_ranks_writes_the_same_bytes(work, undisturbed):
     path = recipe(work, "killed", **PRIOR, **TEXT_ENCODER)
-    process = subprocess.Popen([LORASHARD, "launch", str(path), "--ranks", "2", "--max-restarts", "0"], stderr=subprocess.DEVNULL,
-                               start_new_session=True)
+    process = subprocess.Popen([LORASHARD, "launch", str(path), "--ranks", "2", "--max-restarts", "0"], stderr=subprocess.DEVNULL)
     while not (work / "killed" / "checkpoint-3").exists():
         assert process.poll() is None, "the run ended before its first checkpoint"
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    kill_ranks(path)
     process.wait()
     lorashard("launch", path, "--ranks", 3)
     assert adapter_hash(work / "killed") == undisturbed[0]
