@@ -23,6 +23,7 @@ struct Batch {
   std::vector<TransformedImage> images; ///< [B] sizes and crops
   at::Tensor pixel_values;              ///< fp32 [B, 3, H, W] in [-1, 1]
   at::Tensor input_ids;                 ///< int64 [B, 77]
+  at::Tensor input_ids_2;               ///< SDXL: int64 [B, 77] of its second tokenizer; otherwise undefined
   at::Tensor vae_noise;                 ///< fp32 [B, 4, H/8, W/8], standard normal: the VAE's sample
   at::Tensor noise;                     ///< fp32 [B, 4, H/8, W/8], standard normal
   at::Tensor timesteps;                 ///< int64 [B] in [0, num_train_timesteps)
@@ -40,8 +41,8 @@ struct DataLoaderOptions {
   int64_t latent_height = 64, latent_width = 64;
   int64_t num_train_timesteps = 1000;
   double caption_dropout = 0;  ///< probability that a caption becomes ""
-  /// Captions to input_ids [B, length]; called from the loader's threads. Empty: no input_ids.
-  std::function<at::Tensor(const std::vector<std::string>&)> tokenize;
+  /// Captions to input_ids and input_ids_2 [B, length]; called from the loader's threads. Empty: undefined.
+  std::function<at::Tensor(const std::vector<std::string>&)> tokenize, tokenize_2;
 };
 
 class DataLoader {

@@ -17,20 +17,53 @@ at::Tensor map_rows(const at::Tensor& batch, bool one_by_one, F&& f) {
   return at::cat(rows);
 }
 
+/// encode_prompt() of train_text_to_image_lora_sdxl.py: the states before each encoder's last layer, and the second's
+/// projected pooled output.
+void encode_prompt_sdxl(const StableDiffusion& base, const Batch& batch, bool deterministic, Conditioning& out) {
+  const at::Tensor first = map_rows(batch.input_ids, deterministic, [&](const at::Tensor& input_ids) {
+    return base.text_encoder->forward(input_ids).penultimate_hidden_state;
+  });
+  std::vector<at::Tensor> pooled;
+  const at::Tensor second = map_rows(batch.input_ids_2, deterministic, [&](const at::Tensor& input_ids) {
+    const CLIPTextOutput text = base.text_encoder_2->forward(input_ids);
+    pooled.push_back(text.pooled);
+    return text.penultimate_hidden_state;
+  });
+  out.encoder_hidden_states = at::cat({first, second}, -1);
+  out.pooled_prompt_embeds = at::cat(pooled);
+  out.add_time_ids = compute_time_ids(batch.images, batch.pixel_values.size(2), batch.pixel_values.size(3));
+}
+
 }  // namespace
 
 Conditioning encode(const StableDiffusion& base, const Batch& batch, bool deterministic) {
   at::NoGradGuard no_grad;
   // Latents stay fp32 whatever the base's type: the noise is added in fp32.
   const at::Tensor moments = map_rows(batch.pixel_values, deterministic, [&](const at::Tensor& pixels) {
-    return base.vae->encode_moments(pixels.to(base.dtype)).to(at::kFloat);
+    return base.vae->encode_moments(pixels.to(base.vae_dtype)).to(at::kFloat);
   });
   Conditioning out;
   out.latents = sample_latents(moments, batch.vae_noise) * base.vae->config().scaling_factor;
-  out.encoder_hidden_states = map_rows(batch.input_ids, deterministic, [&](const at::Tensor& input_ids) {
-    return base.text_encoder->forward(input_ids).last_hidden_state;
-  });
+  if (base.is_sdxl()) {
+    encode_prompt_sdxl(base, batch, deterministic, out);
+  } else {
+    out.encoder_hidden_states = map_rows(batch.input_ids, deterministic, [&](const at::Tensor& input_ids) {
+      return base.text_encoder->forward(input_ids).last_hidden_state;
+    });
+  }
   return out;
+}
+
+at::Tensor compute_time_ids(const std::vector<TransformedImage>& images, int64_t target_height, int64_t target_width) {
+  at::Tensor time_ids = at::empty({static_cast<int64_t>(images.size()), 6}, at::kFloat);
+  float* out = time_ids.mutable_data_ptr<float>();
+  for (const TransformedImage& image : images) {
+    for (const int64_t value : {image.original_size.height, image.original_size.width, image.crop_top, image.crop_left,
+                                target_height, target_width}) {
+      *out++ = static_cast<float>(value);
+    }
+  }
+  return time_ids;
 }
 
 }  // namespace lorashard
