@@ -20,6 +20,7 @@ function(lorashard_test_folder NAME)
   if(_unit)
     add_executable(${NAME}_tests ${_unit})
     target_link_libraries(${NAME}_tests PRIVATE ${ARGN} lorashard_test_support GTest::gmock GTest::gtest_main)
+    lorashard_precompile(${NAME}_tests)
     gtest_discover_tests(${NAME}_tests TEST_PREFIX "${NAME}." DISCOVERY_MODE PRE_TEST
       PROPERTIES LABELS unit)
     # gtest_discover_tests takes a list apart, so the environment is set afterwards, on the tests it found.
@@ -33,6 +34,7 @@ endforeach()
   if(_mpi)
     add_executable(${NAME}_mpi_tests ${_mpi} "${CMAKE_CURRENT_SOURCE_DIR}/support/mpi_main.cpp")
     target_link_libraries(${NAME}_mpi_tests PRIVATE ${ARGN} lorashard_test_support GTest::gmock GTest::gtest)
+    lorashard_precompile(${NAME}_mpi_tests)
     foreach(_ranks 2 3 4)
       add_test(NAME ${NAME}.mpi.${_ranks}_ranks COMMAND ${LORASHARD_MPIRUN} -n ${_ranks} $<TARGET_FILE:${NAME}_mpi_tests>)
       set_tests_properties(${NAME}.mpi.${_ranks}_ranks PROPERTIES

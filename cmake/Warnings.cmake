@@ -5,7 +5,9 @@ target_compile_options(lorashard_options INTERFACE
   # False alarms of gcc 12 at -O3 on std::string and std::vector (its bugs 105651, 105562).
   -Wno-restrict -Wno-maybe-uninitialized
   # Same bits from the same source: no contraction that depends on what the optimizer saw.
-  -ffp-contract=off)
+  -ffp-contract=off
+  # In every target, so that one precompiled header fits them all.
+  -fPIC -pthread)
 target_include_directories(lorashard_options INTERFACE "${CMAKE_SOURCE_DIR}")
 if(LORASHARD_SANITIZE)
   target_compile_options(lorashard_options INTERFACE -fsanitize=${LORASHARD_SANITIZE} -fno-omit-frame-pointer)
