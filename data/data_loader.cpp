@@ -93,6 +93,7 @@ Batch make_batch(const Pack& pack, const DataLoaderOptions& options, const Sampl
     }
   }
   if (options.tokenize) batch.input_ids = options.tokenize(batch.captions);
+  if (options.tokenize_2) batch.input_ids_2 = options.tokenize_2(batch.captions);
   return batch;
 }
 

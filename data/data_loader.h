@@ -26,6 +26,7 @@ struct Batch {
   std::vector<TransformedImage> images; ///< [R] sizes and crops
   at::Tensor pixel_values;              ///< fp32 [R, 3, H, W] in [-1, 1]
   at::Tensor input_ids;                 ///< int64 [R, 77]
+  at::Tensor input_ids_2;               ///< SDXL: int64 [R, 77] of its second tokenizer; otherwise undefined
   at::Tensor vae_noise;                 ///< fp32 [R, 4, H/8, W/8], standard normal: the VAE's sample
   at::Tensor noise;                     ///< fp32 [R, 4, H/8, W/8], standard normal
   at::Tensor timesteps;                 ///< int64 [R] in [0, num_train_timesteps)
@@ -53,8 +54,8 @@ struct DataLoaderOptions {
   std::string instance_prompt;  ///< the caption of rows that have none of their own
   ClassImages class_images;
   double caption_dropout = 0;  ///< probability that a caption becomes ""
-  /// Captions to input_ids [B, length]; called from the loader's threads. Empty: no input_ids.
-  std::function<at::Tensor(const std::vector<std::string>&)> tokenize;
+  /// Captions to input_ids and input_ids_2 [B, length]; called from the loader's threads. Empty: undefined.
+  std::function<at::Tensor(const std::vector<std::string>&)> tokenize, tokenize_2;
 };
 
 class DataLoader {

@@ -69,7 +69,10 @@ TransformedImage transform_image(const Image& image, const TransformOptions& opt
   }
   result.flipped = options.random_flip && uniform(seed, slot, purpose_of(Purpose::flip, class_image)) < 0.5;
 
-  const Region region{result.crop_top, result.crop_left, side, side};
+  // The crop at x of the flipped picture is the flipped crop at width - side - x.
+  const bool mirrored = result.flipped && options.flip_before_crop;
+  const int64_t left = mirrored ? size.width - side - result.crop_left : result.crop_left;
+  const Region region{result.crop_top, left, side, side};
   write_planes(resize_region(image, size, region, options.interpolation), result.flipped,
                pixel_values.mutable_data_ptr<float>());
   return result;

@@ -1,6 +1,6 @@
 // A picture to a training sample: resize the short side to the resolution, crop, flip, normalise to [-1, 1].
 // The order and rounding of the reference scripts (torchvision Resize, CenterCrop/RandomCrop, RandomHorizontalFlip,
-// ToTensor, Normalize([0.5], [0.5])), bit for bit. Where to crop and whether to flip come from Philox(seed, slot).
+// ToTensor, Normalize([0.5], [0.5])), bit for bit; SDXL's scripts flip before they crop. Where to crop and whether to flip come from Philox(seed, slot).
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -13,6 +13,7 @@ struct TransformOptions {
   int64_t resolution = 512;
   bool center_crop = false;
   bool random_flip = false;
+  bool flip_before_crop = false;  ///< as the SDXL scripts do: crop_left is then a place in the flipped picture
   Interpolation interpolation = Interpolation::lanczos;
 };
 

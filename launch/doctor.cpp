@@ -192,6 +192,7 @@ void look_at_base(Report& report, Findings& findings, const Machine& machine, in
     count(*findings.base.unet);
     count(*findings.base.vae);
     count(*findings.base.text_encoder);
+    if (findings.base.is_sdxl()) count(*findings.base.text_encoder_2);
     return fmt::format("'{}': {:.1f} million parameters, {} in each rank; activations come on top",
                        recipe.model.pretrained_model_name_or_path, static_cast<double>(parameters) / 1e6,
                        gigabytes(bytes));

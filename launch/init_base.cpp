@@ -24,7 +24,7 @@ void add_init_base_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("init-base", "write a base model with random weights, for trials and tests");
   command->add_option("out", options->out, "the new folder, in diffusers layout")->required();
-  command->add_option("--preset", options->preset, "tiny-sd15, tiny-sd21, or the full-size sd15, sd21")->required();
+  command->add_option("--preset", options->preset, "tiny-sd15, tiny-sd21, tiny-sdxl, or the full-size sd15, sd21, sdxl")->required();
   command->add_option("--seed", options->seed, "of the weights")->capture_default_str();
   command->add_option("--vocabulary", options->vocabulary,
                       "bpe_simple_vocab_16e6.txt.gz (default: $LORASHARD_CLIP_VOCABULARY)");

@@ -6,8 +6,10 @@
 
 #include "data/pack.h"
 #include "dist/error.h"
+#include "dist/sha256.h"
 #include "launch/commands.h"
 #include "models/safetensors.h"
+#include "models/single_file.h"
 #include "models/stable_diffusion.h"
 #include "trainer/checkpoint.h"
 
@@ -24,6 +26,7 @@ std::string shape_text(const at::Tensor& tensor) {
 
 Json inspect_safetensors(const std::filesystem::path& path, bool all) {
   const SafetensorsFile file(path);
+  const auto family = single_file_family(file);
   Json tensors = Json::object();
   int64_t parameters = 0, shown = 0;
   for (const std::string& key : file.keys()) {
@@ -32,6 +35,12 @@ Json inspect_safetensors(const std::filesystem::path& path, bool all) {
     if (all || shown++ < 8) tensors[key] = fmt::format("{} {}", tensor.dtype().name(), shape_text(tensor));
   }
   Json out = {{"kind", "safetensors"}, {"path", path.string()}, {"num_tensors", file.keys().size()}, {"num_parameters", parameters}};
+  if (family) {
+    out["kind"] = "base model";
+    out["layout"] = "one file in the original layout";
+    out["family"] = to_string(*family);
+    out["sha256"] = sha256_file(path);
+  }
   out["metadata"] = file.metadata();
   out["tensors"] = std::move(tensors);
   return out;
@@ -74,6 +83,7 @@ Json inspect_base(const std::filesystem::path& path) {
   for (const auto& parameter : base.unet->parameters()) unet += parameter.numel();
   return {{"kind", "base model"},
           {"path", path.string()},
+          {"family", base.is_sdxl() ? "SDXL" : "SD 1.x or 2.x"},
           {"unet_parameters", unet},
           {"cross_attention_dim", base.unet->config().cross_attention_dim},
           {"prediction_type", base.noise_scheduler->config().prediction_type},

@@ -114,8 +114,9 @@ struct CLIPTokenizer::Impl {
   AddedTokenFinder in_original, in_normalized;
 };
 
-CLIPTokenizer::CLIPTokenizer(const std::filesystem::path& folder)
-    : impl_(std::make_shared<const Impl>(read_clip_tokenizer_files(folder))) {}
+CLIPTokenizer::CLIPTokenizer(const std::filesystem::path& folder) : CLIPTokenizer(read_clip_tokenizer_files(folder)) {}
+
+CLIPTokenizer::CLIPTokenizer(const ClipTokenizerFiles& files) : impl_(std::make_shared<const Impl>(files)) {}
 
 std::vector<int64_t> CLIPTokenizer::encode(const std::string& text) const {
   std::vector<int64_t> content;

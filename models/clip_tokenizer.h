@@ -9,11 +9,15 @@
 
 namespace lorashard {
 
+struct ClipTokenizerFiles;
+
 class CLIPTokenizer {
  public:
   /// Reads tokenizer.json, or vocab.json + merges.txt where it is absent, and the special tokens and length beside it.
   /// Throws Error(usage) when none is there, Error(bad_data) for a broken one.
   explicit CLIPTokenizer(const std::filesystem::path& folder);
+  /// What such files say (models/clip_tokenizer_files.h).
+  explicit CLIPTokenizer(const ClipTokenizerFiles& files);
 
   /// Ids of `text` with <|startoftext|> and <|endoftext|>, truncated to model_max_length; not padded.
   std::vector<int64_t> encode(const std::string& text) const;

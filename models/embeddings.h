@@ -10,7 +10,7 @@
 
 namespace lorashard {
 
-/// Sinusoids of integer `timesteps` [B]: fp32 [B, embedding_dim], embedding_dim even.
+/// Sinusoids of `timesteps` [B], integers of any type: fp32 [B, embedding_dim], embedding_dim even.
 at::Tensor get_timestep_embedding(const at::Tensor& timesteps, int64_t embedding_dim, bool flip_sin_to_cos,
                                   double downscale_freq_shift);
 

@@ -11,6 +11,7 @@
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/philox.h"
+#include "models/base_configs.h"
 #include "models/clip_vocabulary.h"
 #include "models/safetensors.h"
 #include "models/stable_diffusion.h"
@@ -20,39 +21,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Preset {
-  UNet2DConditionConfig unet;
-  AutoencoderKLConfig vae;
-  CLIPTextConfig text_encoder;
-  DDPMSchedulerConfig scheduler;
-  std::string pad_token = "<|endoftext|>";
-};
-
-/// runwayml/stable-diffusion-v1-5: the defaults of our config structs.
-Preset sd15() { return {}; }
-
-/// stabilityai/stable-diffusion-2-1
-Preset sd21() {
-  Preset preset;
-  preset.unet.sample_size = 96;
-  preset.unet.attention_head_dim = {5, 10, 20, 20};
-  preset.unet.cross_attention_dim = 1024;
-  preset.unet.use_linear_projection = true;
-  preset.unet.upcast_attention = true;
-  preset.text_encoder.hidden_size = 1024;
-  preset.text_encoder.intermediate_size = 4096;
-  preset.text_encoder.projection_dim = 512;
-  preset.text_encoder.num_hidden_layers = 23;
-  preset.text_encoder.num_attention_heads = 16;
-  preset.text_encoder.hidden_act = "gelu";
-  preset.scheduler.prediction_type = "v_prediction";
-  preset.pad_token = "!";
-  return preset;
-}
-
 /// The same shape with few channels. 8 norm groups: with 32 on so few channels the gradients are ill conditioned, and
 /// two correct programs differ by 5e-3 instead of 1e-6.
-Preset shrink(Preset preset) {
+BaseConfigs shrink(BaseConfigs preset) {
   preset.unet.sample_size = 8;
   preset.unet.block_out_channels = {32, 64, 128, 128};
   preset.unet.cross_attention_dim = 64;
@@ -69,13 +40,32 @@ Preset shrink(Preset preset) {
   return preset;
 }
 
-Preset find_preset(const std::string& name) {
-  if (name == "sd15") return sd15();
-  if (name == "sd21") return sd21();
-  if (name == "tiny-sd15") return shrink(sd15());
-  if (name == "tiny-sd21") return shrink(sd21());
+BaseConfigs shrink_sdxl(BaseConfigs preset) {
+  preset = shrink(preset);
+  preset.unet.block_out_channels = {32, 64, 128};
+  preset.unet.attention_head_dim = {2, 4, 8};
+  preset.unet.transformer_layers_per_block = {1, 2, 3};
+  preset.unet.addition_time_embed_dim = 16;
+  CLIPTextConfig& second = *preset.text_encoder_2;
+  second.hidden_size = 128;
+  second.intermediate_size = 512;
+  second.projection_dim = 96;
+  second.num_hidden_layers = 5;
+  second.num_attention_heads = 4;
+  preset.unet.cross_attention_dim = preset.text_encoder.hidden_size + second.hidden_size;
+  preset.unet.projection_class_embeddings_input_dim = second.projection_dim + 6 * preset.unet.addition_time_embed_dim;
+  return preset;
+}
+
+BaseConfigs find_preset(const std::string& name) {
+  if (name == "sd15") return sd15_configs();
+  if (name == "sd21") return sd21_configs();
+  if (name == "sdxl") return sdxl_configs();
+  if (name == "tiny-sd15") return shrink(sd15_configs());
+  if (name == "tiny-sd21") return shrink(sd21_configs());
+  if (name == "tiny-sdxl") return shrink_sdxl(sdxl_configs());
   throw Error(ErrorKind::usage, fmt::format("making a base model: unknown preset '{}'", name),
-              "the presets are tiny-sd15, tiny-sd21, sd15 and sd21");
+              "the presets are tiny-sd15, tiny-sd21, tiny-sdxl, sd15, sd21 and sdxl");
 }
 
 std::span<float> values(const at::Tensor& tensor) {
@@ -143,20 +133,26 @@ void write_component(const fs::path& folder, const char* stem, const std::string
   write_safetensors(folder / fmt::format("{}.safetensors", stem), state, {{"format", "pt"}});
 }
 
-std::string model_index_json() {
+std::string model_index_json(bool is_sdxl) {
   const auto none = nlohmann::json::array({nullptr, nullptr});
   const auto part = [](const char* library, const char* name) { return nlohmann::json::array({library, name}); };
-  const nlohmann::json json = {{"_class_name", "StableDiffusionPipeline"},
-                               {"_diffusers_version", "0.42.1"},
-                               {"feature_extractor", none},
-                               {"image_encoder", none},
-                               {"requires_safety_checker", false},
-                               {"safety_checker", none},
-                               {"scheduler", part("diffusers", "PNDMScheduler")},
-                               {"text_encoder", part("transformers", "CLIPTextModel")},
-                               {"tokenizer", part("transformers", "CLIPTokenizer")},
-                               {"unet", part("diffusers", "UNet2DConditionModel")},
-                               {"vae", part("diffusers", "AutoencoderKL")}};
+  nlohmann::json json = {{"_class_name", is_sdxl ? "StableDiffusionXLPipeline" : "StableDiffusionPipeline"},
+                         {"_diffusers_version", "0.42.1"},
+                         {"feature_extractor", none},
+                         {"image_encoder", none},
+                         {"scheduler", part("diffusers", is_sdxl ? "EulerDiscreteScheduler" : "PNDMScheduler")},
+                         {"text_encoder", part("transformers", "CLIPTextModel")},
+                         {"tokenizer", part("transformers", "CLIPTokenizer")},
+                         {"unet", part("diffusers", "UNet2DConditionModel")},
+                         {"vae", part("diffusers", "AutoencoderKL")}};
+  if (is_sdxl) {
+    json["force_zeros_for_empty_prompt"] = true;
+    json["text_encoder_2"] = part("transformers", "CLIPTextModelWithProjection");
+    json["tokenizer_2"] = part("transformers", "CLIPTokenizer");
+  } else {
+    json["requires_safety_checker"] = false;
+    json["safety_checker"] = none;
+  }
   return json.dump(2) + "\n";
 }
 
@@ -168,9 +164,12 @@ void write_tokenizer(const fs::path& folder, const ClipVocabulary& vocabulary, c
   write_durably(folder / "special_tokens_map.json", special_tokens_map_json(pad_token));
 }
 
-void write_base(const fs::path& folder, Preset preset, uint64_t seed, const ClipVocabulary& vocabulary) {
-  preset.text_encoder.vocab_size = static_cast<int64_t>(vocabulary.tokens.size());
-  preset.text_encoder.eos_token_id = preset.text_encoder.vocab_size - 1;
+void write_base(const fs::path& folder, BaseConfigs preset, uint64_t seed, const ClipVocabulary& vocabulary) {
+  for (CLIPTextConfig* config : {&preset.text_encoder, preset.is_sdxl() ? &*preset.text_encoder_2 : nullptr}) {
+    if (!config) continue;
+    config->vocab_size = static_cast<int64_t>(vocabulary.tokens.size());
+    config->eos_token_id = config->vocab_size - 1;
+  }
   // One component after the other: a full-size UNet alone is 3.4 GB.
   Initialiser initialiser(seed);
   {
@@ -183,21 +182,26 @@ void write_base(const fs::path& folder, Preset preset, uint64_t seed, const Clip
     initialiser.fill(vae);
     write_component(folder / "vae", "diffusion_pytorch_model", to_json(preset.vae), vae);
   }
-  {
-    const CLIPTextModel text_encoder(preset.text_encoder);
+  const auto write_text_encoder = [&](const char* name, const CLIPTextConfig& config) {
+    const CLIPTextModel text_encoder(config);
     initialiser.fill(text_encoder);
-    write_component(folder / "text_encoder", "model", to_json(preset.text_encoder), text_encoder);
+    write_component(folder / name, "model", to_json(config), text_encoder);
+  };
+  write_text_encoder("text_encoder", preset.text_encoder);
+  write_tokenizer(folder / "tokenizer", vocabulary, preset.pad_token);
+  if (preset.is_sdxl()) {
+    write_text_encoder("text_encoder_2", *preset.text_encoder_2);
+    write_tokenizer(folder / "tokenizer_2", vocabulary, "!");
   }
   fs::create_directory(folder / "scheduler");
-  write_durably(folder / "scheduler" / "scheduler_config.json", to_json(preset.scheduler));
-  write_tokenizer(folder / "tokenizer", vocabulary, preset.pad_token);
-  write_durably(folder / "model_index.json", model_index_json());
+  write_durably(folder / "scheduler" / "scheduler_config.json", to_json(preset.scheduler, preset.is_sdxl()));
+  write_durably(folder / "model_index.json", model_index_json(preset.is_sdxl()));
 }
 
 }  // namespace
 
 void init_base(const std::string& preset_name, const fs::path& out, uint64_t seed, const fs::path& vocabulary_file) {
-  const Preset preset = find_preset(preset_name);
+  const BaseConfigs preset = find_preset(preset_name);
   const ClipVocabulary vocabulary = vocabulary_file.empty() ? byte_vocabulary() : read_clip_vocabulary(vocabulary_file);
   // "out/" and "out" are one folder; the temporary one must stand beside it.
   fs::path target = fs::absolute(out).lexically_normal();

@@ -121,7 +121,7 @@ class ConfigFile {
 
   Error fault(const std::string& why) const {
     return Error(ErrorKind::bad_data, fmt::format("reading model config '{}': {}", path_, why),
-                 "expected a Stable Diffusion 1.x or 2.x model in the diffusers layout");
+                 "expected a Stable Diffusion 1.x, 2.x or SDXL model in the diffusers layout");
   }
 
  private:

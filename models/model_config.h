@@ -69,6 +69,7 @@ DDPMSchedulerConfig read_scheduler_config(const std::filesystem::path& scheduler
 std::string to_json(const UNet2DConditionConfig& config);
 std::string to_json(const AutoencoderKLConfig& config);
 std::string to_json(const CLIPTextConfig& config);
-std::string to_json(const DDPMSchedulerConfig& config);
+/// With `euler` as SDXL's EulerDiscreteScheduler, otherwise as SD's PNDMScheduler (or DDIMScheduler where only that can say it).
+std::string to_json(const DDPMSchedulerConfig& config, bool euler = false);
 
 }  // namespace lorashard

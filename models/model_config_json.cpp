@@ -107,10 +107,10 @@ std::string to_json(const CLIPTextConfig& config) {
                {"vocab_size", config.vocab_size}});
 }
 
-std::string to_json(const DDPMSchedulerConfig& config) {
+std::string to_json(const DDPMSchedulerConfig& config, bool euler) {
   // PNDM, the scheduler of SD 1.x, knows neither of these two settings.
   const bool needs_ddim = config.rescale_betas_zero_snr || config.prediction_type == "sample";
-  Json json = {{"_class_name", needs_ddim ? "DDIMScheduler" : "PNDMScheduler"},
+  Json json = {{"_class_name", euler ? "EulerDiscreteScheduler" : needs_ddim ? "DDIMScheduler" : "PNDMScheduler"},
                {"_diffusers_version", kDiffusersVersion},
                {"beta_end", config.beta_end},
                {"beta_schedule", config.beta_schedule},
@@ -122,7 +122,13 @@ std::string to_json(const DDPMSchedulerConfig& config) {
                {"steps_offset", 1},
                {"timestep_spacing", "leading"},
                {"trained_betas", nullptr}};
-  if (needs_ddim) {
+  if (euler) {
+    json["interpolation_type"] = "linear";
+    json["use_karras_sigmas"] = false;
+    json.erase("clip_sample");
+    json.erase("set_alpha_to_one");
+  }
+  if (euler || needs_ddim) {
     json["rescale_betas_zero_snr"] = config.rescale_betas_zero_snr;
   } else {
     json["skip_prk_steps"] = true;

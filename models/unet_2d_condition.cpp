@@ -22,11 +22,10 @@ bool with_attention(const std::string& type, const std::string& plain, const std
 
 void check(const UNet2DConditionConfig& config) {
   const size_t blocks = config.block_out_channels.size();
-  if (!config.addition_embed_type.empty())
-    throw Error(
-        ErrorKind::usage,
-        fmt::format("building the UNet: expected no addition_embed_type, found '{}'", config.addition_embed_type),
-        "Stable Diffusion 1.x and 2.x are supported, SDXL is not yet");
+  if (!config.addition_embed_type.empty() && config.addition_embed_type != "text_time")
+    throw Error(ErrorKind::bad_data,
+                fmt::format("building the UNet: expected addition_embed_type 'text_time' or none, found '{}'",
+                            config.addition_embed_type));
   if (blocks == 0 || config.down_block_types.size() != blocks || config.up_block_types.size() != blocks ||
       config.attention_head_dim.size() != blocks || config.transformer_layers_per_block.size() != blocks)
     throw Error(ErrorKind::bad_data,
@@ -65,6 +64,7 @@ UNetBlockOptions block_options(const UNet2DConditionConfig& config, size_t block
 struct UNet2DConditionModel::Parts {
   std::shared_ptr<Conv2d> conv_in, conv_out;
   std::shared_ptr<TimestepEmbedding> time_embedding;
+  std::shared_ptr<TimestepEmbedding> add_embedding;  // null but for SDXL
   std::shared_ptr<ModuleList<UNetDownBlock2D>> down_blocks;
   std::shared_ptr<ModuleList<UNetUpBlock2D>> up_blocks;
   std::shared_ptr<UNetMidBlock2DCrossAttn> mid_block;
@@ -80,6 +80,10 @@ UNet2DConditionModel::UNet2DConditionModel(const UNet2DConditionConfig& config)
   parts_->conv_in = register_module("conv_in", std::make_shared<Conv2d>(config.in_channels, channels[0], 3, 1, 1));
   parts_->time_embedding =
       register_module("time_embedding", std::make_shared<TimestepEmbedding>(channels[0], 4 * channels[0]));
+  if (!config.addition_embed_type.empty())
+    parts_->add_embedding =
+        register_module("add_embedding", std::make_shared<TimestepEmbedding>(
+                                             config.projection_class_embeddings_input_dim, 4 * channels[0]));
 
   parts_->down_blocks = register_module("down_blocks", std::make_shared<ModuleList<UNetDownBlock2D>>());
   for (size_t i = 0; i <= last; ++i) {
@@ -113,17 +117,37 @@ UNet2DConditionModel::UNet2DConditionModel(const UNet2DConditionConfig& config)
 
 UNet2DConditionModel::~UNet2DConditionModel() = default;
 
+at::Tensor UNet2DConditionModel::time_embedding(const at::Tensor& timesteps, at::ScalarType dtype,
+                                                const AddedConditions& added) const {
+  const auto sinusoids = [&](const at::Tensor& values, int64_t dim) {
+    return get_timestep_embedding(values, dim, config_.flip_sin_to_cos, static_cast<double>(config_.freq_shift));
+  };
+  const at::Tensor emb =
+      parts_->time_embedding->forward(sinusoids(timesteps, config_.block_out_channels[0]).to(dtype));
+  if (!parts_->add_embedding) return emb;
+  // diffusers' get_aug_embed() for "text_time".
+  const at::Tensor time_embeds =
+      sinusoids(added.time_ids.flatten(), config_.addition_time_embed_dim).reshape({added.time_ids.size(0), -1});
+  const at::Tensor add_embeds = at::cat({added.text_embeds.to(dtype), time_embeds.to(dtype)}, -1);
+  LORASHARD_CHECK(add_embeds.size(-1) == config_.projection_class_embeddings_input_dim,
+                  "expected text_embeds and {} sinusoids of each time id to make {} values, found {}",
+                  config_.addition_time_embed_dim, config_.projection_class_embeddings_input_dim, add_embeds.size(-1));
+  return emb + parts_->add_embedding->forward(add_embeds);
+}
+
 at::Tensor UNet2DConditionModel::forward(const at::Tensor& sample, const at::Tensor& timesteps,
-                                         const at::Tensor& encoder_hidden_states) const {
+                                         const at::Tensor& encoder_hidden_states, const AddedConditions& added) const {
   const int64_t multiple = int64_t{1} << (config_.block_out_channels.size() - 1);
   LORASHARD_CHECK(sample.dim() == 4 && sample.size(2) % multiple == 0 && sample.size(3) % multiple == 0,
                   "expected latents [B, C, h, w] with h and w multiples of {}, found {}", multiple,
                   fmt::join(sample.sizes(), "x"));
+  const bool wants_added = parts_->add_embedding != nullptr;
+  LORASHARD_CHECK(added.text_embeds.defined() == wants_added && added.time_ids.defined() == wants_added,
+                  "expected text_embeds and time_ids {} addition_embed_type '{}'", wants_added ? "for" : "only with an",
+                  config_.addition_embed_type);
 
   // 1. time
-  const at::Tensor t_emb = get_timestep_embedding(timesteps, config_.block_out_channels[0], config_.flip_sin_to_cos,
-                                                  static_cast<double>(config_.freq_shift));
-  const at::Tensor silu_temb = at::silu(parts_->time_embedding->forward(t_emb.to(sample.scalar_type())));
+  const at::Tensor silu_temb = at::silu(time_embedding(timesteps, sample.scalar_type(), added));
 
   // 2. pre-process
   // Channels last throughout: the transformers' tokens are then views of the image, and patches of a convolution are

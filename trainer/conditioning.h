@@ -3,6 +3,8 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "data/data_loader.h"
 #include "models/stable_diffusion.h"
 
@@ -10,10 +12,16 @@ namespace lorashard {
 
 struct Conditioning {
   at::Tensor latents;                ///< [B, 4, h, w], times scaling_factor
-  at::Tensor encoder_hidden_states;  ///< [B, 77, cross_attention_dim]
+  at::Tensor encoder_hidden_states;  ///< [B, 77, cross_attention_dim]; SDXL: of both text encoders, side by side
+  at::Tensor pooled_prompt_embeds;   ///< SDXL: [B, projection_dim] of the second text encoder; otherwise undefined
+  at::Tensor add_time_ids;           ///< SDXL: fp32 [B, 6]; otherwise undefined
 };
 
 /// With `train_text_encoder` the text encoder runs on the whole micro-batch at once, frozen or not: gradients flow back into it.
 Conditioning encode(const StableDiffusion& base, const Batch& batch, bool deterministic, bool train_text_encoder = false);
+
+/// compute_time_ids() of train_text_to_image_lora_sdxl.py: original height, width; crop top, left; target height, width.
+/// fp32 [B, 6] whatever the compute type: the script's bf16 would round 1001 to 1000.
+at::Tensor compute_time_ids(const std::vector<TransformedImage>& images, int64_t target_height, int64_t target_width);
 
 }  // namespace lorashard

@@ -11,7 +11,8 @@ DiffusionLoss diffusion_loss(const StableDiffusion& base, const Conditioning& co
   out.noisy_latents = base.noise_scheduler->add_noise(latents, batch.noise, batch.timesteps);
   out.target = base.noise_scheduler->target(latents, batch.noise, batch.timesteps);
   out.model_pred =
-      base.unet->forward(out.noisy_latents.to(base.dtype), batch.timesteps, conditioning.encoder_hidden_states);
+      base.unet->forward(out.noisy_latents.to(base.dtype), batch.timesteps, conditioning.encoder_hidden_states,
+                         {.text_embeds = conditioning.pooled_prompt_embeds, .time_ids = conditioning.add_time_ids});
   // In fp32 whatever the compute type, as the reference scripts do.
   const at::Tensor model_pred = out.model_pred.to(at::kFloat), target = out.target.to(at::kFloat);
   if (batch.class_sample_ids.empty()) {

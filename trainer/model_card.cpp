@@ -22,30 +22,32 @@ std::string yaml(const std::string& text) {
 
 bool is_dreambooth(const Recipe& recipe) { return recipe.task == "dreambooth"; }
 
-std::string front_matter(const Recipe& recipe) {
+std::string front_matter(const Recipe& recipe, bool is_sdxl) {
   return fmt::format(
       "---\n"
-      "base_model: {}\n"
+      "base_model: {0}\n"
       "library_name: diffusers\n"
-      "inference: true\n{}"
+      "inference: true\n{1}"
       "tags:\n"
-      "- stable-diffusion\n- stable-diffusion-diffusers\n- text-to-image\n- diffusers\n- diffusers-training\n- lora\n{}"
+      "- {2}\n- {2}-diffusers\n- text-to-image\n- diffusers\n- diffusers-training\n- lora\n{3}"
       "---\n\n",
       yaml(recipe.model.pretrained_model_name_or_path),
       is_dreambooth(recipe) ? fmt::format("instance_prompt: {}\n", yaml(recipe.dreambooth.instance_prompt)) : "",
-      is_dreambooth(recipe) ? "- dreambooth\n" : "");
+      is_sdxl ? "stable-diffusion-xl" : "stable-diffusion", is_dreambooth(recipe) ? "- dreambooth\n" : "");
 }
 
-std::string how_to_use(const Recipe& recipe) {
+std::string how_to_use(const Recipe& recipe, bool is_sdxl) {
+  const bool is_single_file = recipe.model.pretrained_model_name_or_path.ends_with(".safetensors");
   return fmt::format(
       "## Use\n\n"
       "```python\n"
-      "from diffusers import StableDiffusionPipeline\n\n"
-      "pipeline = StableDiffusionPipeline.from_pretrained({0})\n"
+      "from diffusers import {1}\n\n"
+      "pipeline = {1}.{2}({0})\n"
       "pipeline.load_lora_weights(\"path/to/this/folder\")\n"
-      "image = pipeline({1}, cross_attention_kwargs={{\"scale\": 1.0}}).images[0]\n"
+      "image = pipeline({3}, cross_attention_kwargs={{\"scale\": 1.0}}).images[0]\n"
       "```\n\n",
       yaml(recipe.model.pretrained_model_name_or_path),
+      is_sdxl ? "StableDiffusionXLPipeline" : "StableDiffusionPipeline", is_single_file ? "from_single_file" : "from_pretrained",
       yaml(is_dreambooth(recipe) ? recipe.dreambooth.instance_prompt : "a prompt"));
 }
 
@@ -71,9 +73,9 @@ std::string description(const Recipe& recipe, int64_t num_samples) {
 
 std::string model_card(const Recipe& recipe, const ModelCardFacts& facts) {
   const std::string name = std::filesystem::absolute(recipe.output_dir).lexically_normal().filename().string();
-  std::string card = front_matter(recipe) + kMark + "\n\n";
+  std::string card = front_matter(recipe, facts.is_sdxl) + kMark + "\n\n";
   card += fmt::format("# {}\n\n", name.empty() ? "LoRA adapter" : name) + description(recipe, facts.num_samples);
-  card += how_to_use(recipe);
+  card += how_to_use(recipe, facts.is_sdxl);
   card += "## Training\n\n| | |\n|---|---|\n";
   const auto row = [&card](const char* what, const std::string& value) { card += fmt::format("| {} | {} |\n", what, value); };
   row("optimizer steps", std::to_string(facts.global_step));

@@ -72,6 +72,8 @@ std::optional<std::filesystem::path> checkpoint_to_resume(const Recipe& recipe) 
 StableDiffusionOptions base_options(const Recipe& recipe) {
   StableDiffusionOptions options;
   options.variant = recipe.model.variant;
+  options.config_folder = recipe.model.config;
+  options.tokenizer = recipe.model.tokenizer_name;
   options.vae_folder = recipe.model.pretrained_vae_model_name_or_path;
   options.prediction_type = recipe.model.prediction_type;
   options.dtype = recipe.train.mixed_precision == "bf16" ? at::kBFloat16 : at::kFloat;

@@ -17,7 +17,7 @@ struct Recipe {
   int64_t seed = 0;
 
   struct Model {
-    std::string pretrained_model_name_or_path, variant, pretrained_vae_model_name_or_path, prediction_type;
+    std::string pretrained_model_name_or_path, config, tokenizer_name, variant, pretrained_vae_model_name_or_path, prediction_type;
   } model;
   struct Output {
     std::vector<std::string> formats = {"diffusers"};

@@ -13,12 +13,19 @@ void add_base_fields(Fields& f, Recipe& r) {
 
   f.push_back(
       {"model", "pretrained_model_name_or_path", &r.model.pretrained_model_name_or_path, not_empty(), kFree,
-       "Base model: a folder in the diffusers layout (unet/, vae/, text_encoder/, tokenizer/, scheduler/). Nothing is "
-       "downloaded. Its weights, not its path, are part of the run's identity. Required."});
+       "Base model: a folder in the diffusers layout (unet/, vae/, text_encoder/, tokenizer/, scheduler/), or one .safetensors "
+       "file in the original layout of SD 1.x, SD 2.x or SDXL. Nothing is downloaded. Its weights, not its path, are part of the "
+       "run's identity. Required."});
+  f.push_back({"model", "config", &r.model.config, anything(), kFree,
+               "For a base in one file: a folder in the diffusers layout whose configs and tokenizers go with it, as "
+               "from_single_file's config; it needs no weights. Empty: the configs of SD 1.5, SD 2.1 or SDXL's base."});
+  f.push_back({"model", "tokenizer_name", &r.model.tokenizer_name, anything(), kFree,
+               "Tokenizer: its folder, a diffusers folder that holds one, or CLIP's vocabulary file "
+               "(bpe_simple_vocab_16e6.txt.gz). Empty: the base's own; a base in one file has none."});
   f.push_back({"model", "variant", &r.model.variant, anything(), kFree,
                "Weights variant, such as \"fp16\" for *.fp16.safetensors. Empty: the plain files."});
   f.push_back({"model", "pretrained_vae_model_name_or_path", &r.model.pretrained_vae_model_name_or_path, anything(),
-               kFree, "Folder of another VAE. Empty: the base model's own."});
+               kFree, "Another VAE: its folder, a diffusers folder, or one .safetensors file. Empty: the base model's own."});
   f.push_back({"model", "prediction_type", &r.model.prediction_type, one_of({"", "epsilon", "v_prediction"}), kIdentity,
                "What the UNet predicts. Empty: what the base model's scheduler says."});
 

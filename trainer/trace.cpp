@@ -36,11 +36,14 @@ void Trace::micro_batch(int64_t step, const Batch& batch, const Conditioning& co
   }
   record(at_micro + "pixel_values", batch.pixel_values);
   record(at_micro + "input_ids", batch.input_ids);
+  record(at_micro + "input_ids_2", batch.input_ids_2);
   record(at_micro + "latents", conditioning.latents);
   record(at_micro + "noise", batch.noise);
   record(at_micro + "timesteps", batch.timesteps);
   record(at_micro + "noisy_latents", out.noisy_latents);
   record(at_micro + "encoder_hidden_states", conditioning.encoder_hidden_states);
+  record(at_micro + "pooled_prompt_embeds", conditioning.pooled_prompt_embeds);
+  record(at_micro + "add_time_ids", conditioning.add_time_ids);
   record(at_micro + "target", out.target);
   record(at_micro + "model_pred", out.model_pred);
   record(at_micro + "instance_loss", out.instance_loss);

@@ -81,7 +81,7 @@ void Trainer::train() {
     export_adapter(adapter_, output_dir_);
     write_model_card(output_dir_, recipe_,
                      {.num_samples = num_samples_, .global_step = global_step_, .num_parameters = adapter_.num_parameters(),
-                      .pack_hash = data_hash(), .base_hash = base_hash_});
+                      .pack_hash = data_hash(), .base_hash = base_hash_, .is_sdxl = base_.is_sdxl()});
   });
 }
 

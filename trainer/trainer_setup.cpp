@@ -147,6 +147,7 @@ void Trainer::start_loader() {
   options.transform = {.resolution = recipe_.data.resolution,
                        .center_crop = recipe_.data.center_crop,
                        .random_flip = recipe_.data.random_flip,
+                       .flip_before_crop = base_.is_sdxl(),
                        .interpolation = parse_interpolation(recipe_.data.image_interpolation_mode)};
   options.own_captions = recipe_.task != "dreambooth" || recipe_.dreambooth.custom_instance_prompts;
   options.instance_prompt = recipe_.dreambooth.instance_prompt;
@@ -157,6 +158,9 @@ void Trainer::start_loader() {
   options.latent_height = options.latent_width = latent_side;
   options.num_train_timesteps = base_.noise_scheduler->config().num_train_timesteps;
   options.tokenize = [tokenizer = base_.tokenizer](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
+  if (base_.is_sdxl()) {
+    options.tokenize_2 = [tokenizer = base_.tokenizer_2](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
+  }
   const MicroBatchSchedule schedule(num_micro_batches_, world.rank, world.world_size, global_step_, *recipe_.train.max_train_steps);
   micro_batches_per_step_ = schedule.per_step();
   loader_ = std::make_unique<DataLoader>(*pack_, options, schedule);

@@ -39,8 +39,8 @@ def make_pictures(folder, count=12, seed=1):
     return folder
 
 
-def make_base(folder, preset="tiny-sd15"):
-    lorashard("init-base", "--preset", preset, "--vocabulary", VOCABULARY, folder)
+def make_base(folder, preset="tiny-sd15", seed=0):
+    lorashard("init-base", "--preset", preset, "--seed", seed, "--vocabulary", VOCABULARY, folder)
     return folder
 
 

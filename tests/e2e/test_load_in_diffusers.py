@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from lorashard_runs import lorashard, make_base, make_pack, make_pictures, write_recipe
@@ -46,6 +46,7 @@ def work(tmp_path_factory):
     make_pack(folder / "pack", make_pictures(folder / "pictures"))
     make_base(folder / "tiny-sd15", "tiny-sd15")
     make_base(folder / "tiny-sd21", "tiny-sd21")
+    make_base(folder / "tiny-sdxl", "tiny-sdxl")
     return folder
 
 
@@ -57,19 +58,21 @@ def train(work, name, preset, steps, **overrides):
     return work / name
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("preset", ["tiny-sd15", "tiny-sd21"])
+CASES = [(preset, adapter) for preset in ("tiny-sd15", "tiny-sd21") for adapter in ADAPTERS]
+CASES += [("tiny-sdxl", "attention"), ("tiny-sdxl", "feed_forward_too")]
+
+
+@pytest.mark.parametrize("preset, adapter", CASES)
 def test_loads_whole_and_answers_alike(work, said, preset, adapter):
     run = train(work, f"{preset}-{adapter}", preset, STEPS, **ADAPTERS[adapter])
     # One step more of the same run: its last prediction is the UNet's with the weights that `run` exported.
     longer = load_file(train(work, f"{preset}-{adapter}-longer", preset, STEPS + 1, **ADAPTERS[adapter]) / "trace.safetensors")
 
-    pipeline = StableDiffusionPipeline.from_pretrained(work / preset, safety_checker=None, feature_extractor=None,
-                                                       requires_safety_checker=False)
+    pipeline = DiffusionPipeline.from_pretrained(work / preset)
     said.clear()
     pipeline.load_lora_weights(run)
     # Of any file without text encoder layers diffusers says so; nothing else may be said.
-    expected = () if adapter == "text_encoder_too" else ("No LoRA keys associated to CLIPTextModel found",)
+    expected = () if adapter == "text_encoder_too" else ("No LoRA keys associated to CLIPTextModel",)
     other = [line for line in said if not line.startswith(expected)]
     assert not other, f"diffusers had something to say: {other}"
     exported = load_file(run / "pytorch_lora_weights.safetensors")
@@ -82,8 +85,13 @@ def test_loads_whole_and_answers_alike(work, said, preset, adapter):
 
     micro = f"step{STEPS}/micro{2 * STEPS}/"
     def answer():
-        encoder_hidden_states = pipeline.text_encoder(longer[micro + "input_ids"])[0]
-        return pipeline.unet(longer[micro + "noisy_latents"], longer[micro + "timesteps"], encoder_hidden_states).sample
+        if preset == "tiny-sdxl":
+            encoder_hidden_states = longer[micro + "encoder_hidden_states"]
+            added = {"text_embeds": longer[micro + "pooled_prompt_embeds"], "time_ids": longer[micro + "add_time_ids"]}
+        else:
+            encoder_hidden_states, added = pipeline.text_encoder(longer[micro + "input_ids"])[0], {}
+        return pipeline.unet(longer[micro + "noisy_latents"], longer[micro + "timesteps"], encoder_hidden_states,
+                             added_cond_kwargs=added).sample
 
     with torch.no_grad():
         with_adapter = answer()

@@ -119,6 +119,21 @@ def test_bf16_writes_the_same_bytes_on_any_rank_count(work):
     assert adapter_hash(work / "bf16-1") == adapter_hash(work / "bf16-3")
 
 
+def test_sdxl_on_any_ranks_and_through_a_resume_writes_the_same_bytes(work):
+    make_base(work / "sdxl", "tiny-sdxl")
+    own = {"model__pretrained_model_name_or_path": str(work / "sdxl"), "train__max_train_steps": 4,
+           "train__mixed_precision": "bf16", "checkpoint__checkpointing_steps": 2}
+    lorashard("train", recipe(work, "sdxl-undisturbed", **own))
+    expected = adapter_hash(work / "sdxl-undisturbed")
+    for ranks in (2, 4):
+        lorashard("launch", recipe(work, f"sdxl-ranks{ranks}", **own), "--ranks", ranks)
+        assert adapter_hash(work / f"sdxl-ranks{ranks}") == expected
+    path = recipe(work, "sdxl-resumed", **own)
+    lorashard("launch", path, "--ranks", 3, "--set", "train.max_train_steps=2")
+    lorashard("launch", path, "--ranks", 1)
+    assert adapter_hash(work / "sdxl-resumed") == expected
+
+
 @pytest.mark.skipif("avx512f" not in open("/proc/cpuinfo").read(), reason="this CPU has no AVX-512: AVX2 is what the others ran with")
 def test_forced_to_avx2_the_rank_counts_agree_among_themselves(work):
     avx2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}

@@ -1,4 +1,5 @@
-"""The arithmetic of a run on two ranks, against diffusers, peft and torch: SD 1.5's shape (epsilon) and SD 2.1's (velocity)."""
+"""The arithmetic of a run on two ranks, against diffusers, peft and torch: SD 1.5's shape (epsilon), SD 2.1's (velocity) and
+SDXL's (two text encoders, time ids, three ranks)."""
 
 import os
 import sys
@@ -14,20 +15,22 @@ STEPS = 10
 LORA = {
     "tiny-sd15": {},
     "tiny-sd21": {"lora__rank": 8, "lora__lora_alpha": 4.0},
+    "tiny-sdxl": {},
 }
+RANKS = {"tiny-sd15": 2, "tiny-sd21": 2, "tiny-sdxl": 3}
 
 
 @pytest.mark.parametrize("preset", LORA)
 def test_every_step_equals_diffusers(tmp_path, preset):
     make_base(tmp_path / "base", preset)
     make_pack(tmp_path / "pack", make_pictures(tmp_path / "pictures"))
-    # Four micro-batches of two pictures a step: two on each rank. The limit of the norm is low enough to clip.
+    # Four micro-batches of two pictures a step: two on each of two ranks; 2, 1 and 1 on three. The limit of the norm is low enough to clip.
     recipe = write_recipe(
         tmp_path / "recipe.toml", tmp_path / "base", tmp_path / "pack", tmp_path / "run", train__train_batch_size=2,
         train__total_batch_size=8, train__max_train_steps=STEPS, train__max_grad_norm=0.02, debug__trace_steps=STEPS,
         lr_scheduler__lr_scheduler="cosine", lr_scheduler__lr_warmup_steps=3, checkpoint__checkpointing_steps=100,
         **LORA[preset])
-    lorashard("launch", recipe, "--ranks", 2)
+    lorashard("launch", recipe, "--ranks", RANKS[preset])
 
     replay = Replay(tmp_path / "run")
     errors = replay.replay()

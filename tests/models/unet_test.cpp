@@ -84,10 +84,46 @@ TEST(UNet2DConditionModel, ListsOfDifferentLengthAreRefused) {
   EXPECT_THAT(refusal(config, ErrorKind::bad_data), HasSubstr("up_block_types (1)"));
 }
 
-TEST(UNet2DConditionModel, AnotherTextEmbeddingIsRefusedAsNotSupported) {
+UNet2DConditionConfig small_sdxl_config() {
   UNet2DConditionConfig config = small_config();
   config.addition_embed_type = "text_time";
-  EXPECT_THAT(refusal(config, ErrorKind::usage), HasSubstr("'text_time'"));
+  config.addition_time_embed_dim = 4;
+  config.projection_class_embeddings_input_dim = 8 + 6 * 4;
+  return config;
+}
+
+TEST(UNet2DConditionModel, AnotherAddedEmbeddingIsRefused) {
+  UNet2DConditionConfig config = small_sdxl_config();
+  config.addition_embed_type = "image";
+  EXPECT_THAT(refusal(config, ErrorKind::bad_data), HasSubstr("'image'"));
+}
+
+TEST(UNet2DConditionModel, TakesAddedConditionsWhereTheConfigHasThemAndOnlyThere) {
+  const at::Tensor sample = at::zeros({1, 4, 8, 8}), timesteps = at::zeros({1}, at::kLong), text = at::zeros({1, 5, 24});
+  const AddedConditions added{.text_embeds = at::zeros({1, 8}), .time_ids = at::zeros({1, 6})};
+  const UNet2DConditionModel plain(small_config()), sdxl(small_sdxl_config());
+  EXPECT_NO_THROW(sdxl.forward(sample, timesteps, text, added));
+  EXPECT_THROW(sdxl.forward(sample, timesteps, text), Error);
+  EXPECT_THROW(plain.forward(sample, timesteps, text, added), Error);
+  EXPECT_THROW(sdxl.forward(sample, timesteps, text, {at::zeros({1, 8}), at::zeros({1, 5})}), Error);
+}
+
+TEST(UNet2DConditionModel, HasTheParameterCountOfSdxl) {
+  UNet2DConditionConfig config;
+  config.block_out_channels = {320, 640, 1280};
+  config.down_block_types = {"DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"};
+  config.up_block_types = {"CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"};
+  config.transformer_layers_per_block = {1, 2, 10};
+  config.attention_head_dim = {5, 10, 20};
+  config.cross_attention_dim = 2048;
+  config.use_linear_projection = true;
+  config.addition_embed_type = "text_time";
+  config.addition_time_embed_dim = 256;
+  config.projection_class_embeddings_input_dim = 2816;
+  const UNet2DConditionModel unet(config);
+  int64_t count = 0;
+  for (const at::Tensor& parameter : unet.parameters()) count += parameter.numel();
+  EXPECT_EQ(count, 2567463684);  // stabilityai/stable-diffusion-xl-base-1.0's unet
 }
 
 TEST(TimestepEmbedding, IsCosinesThenSinesOfFallingFrequencies) {

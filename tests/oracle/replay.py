@@ -2,9 +2,9 @@
 
     python tests/oracle/replay.py RUN_DIR [--trace NAME]        exit code 1 when anything is outside its limit
 
-From the recipe, the base model and, of the trace, only pixel_values, input_ids and the parameters before each step, this makes
-everything else again: the adapter's first values, row numbers, noise and timesteps (Philox, philox_reference.py), latents, text
-embeddings, noisy latents, target, prediction, loss, gradients; then, from the trace's gradients, the clipped norm, the learning
+From the recipe, the base model, the pack's pictures and, of the trace, only pixel_values, input_ids and the parameters before each
+step, this makes everything else again: the adapter's first values, row numbers, noise and timesteps (Philox, philox_reference.py),
+latents, text embeddings, SDXL's time ids, noisy latents, target, prediction, loss, gradients; then, from the trace's gradients, the clipped norm, the learning
 rate and the weights.
 Every step starts from the trace's own parameters: Adam's first steps amplify rounding (the sign of near-zero gradients).
 """
@@ -16,6 +16,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import h5py
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -23,7 +25,7 @@ from diffusers.optimization import get_scheduler
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import philox_reference as philox
 
@@ -49,17 +51,18 @@ LIMITS = {
     "weights": 1e-6,  # of each tensor, after each update
     "mean loss": 1e-6,  # metrics.jsonl against the trace's micro-batches
 }
+SDXL_LIMITS = {"pooled_prompt_embeds": 1e-5, "add_time_ids": 0}
 
 
 WITH_CLASS_IMAGES = {"class_sample_ids", "instance_loss", "prior_loss"}
 
 
 class Errors:
-    """The worst error of each kind and where it was found. `absent`: kinds that this run has nothing of."""
+    """The worst error of each kind and where it was found. `limits`: of the kinds that this run has."""
 
-    def __init__(self, absent=frozenset()):
+    def __init__(self, limits):
+        self.limits = limits
         self.worst = {}
-        self.limits = {kind: limit for kind, limit in LIMITS.items() if kind not in absent}
 
     def add(self, kind, error, where):
         if kind not in self.worst or not error <= self.worst[kind][0]:
@@ -111,10 +114,12 @@ class Replay:
             json.loads, (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())}
         self.dreambooth = self.recipe["dreambooth"] if self.recipe["task"] == "dreambooth" else {}
         self.with_class_images = self.dreambooth.get("with_prior_preservation", False)
-        self.errors = Errors(absent=set() if self.with_class_images else WITH_CLASS_IMAGES)
         self._load_base()
+        limits = {**LIMITS, **(SDXL_LIMITS if self.is_sdxl else {})}
+        self.errors = Errors({kind: limit for kind, limit in limits.items() if self.with_class_images or kind not in WITH_CLASS_IMAGES})
         self._add_adapter()
         self._count_samples()
+        self.image_sizes = self._image_sizes()
 
     def _load_base(self):
         model = self.recipe["model"]
@@ -122,6 +127,9 @@ class Replay:
         vae = model.get("pretrained_vae_model_name_or_path") or base / "vae"
         self.vae = AutoencoderKL.from_pretrained(vae).eval()
         self.text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder").eval().requires_grad_(False)
+        self.is_sdxl = (base / "text_encoder_2").exists()
+        if self.is_sdxl:
+            self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(base / "text_encoder_2").eval().requires_grad_(False)
         self.unet = UNet2DConditionModel.from_pretrained(base / "unet").requires_grad_(False)
         self.scheduler = DDPMScheduler.from_pretrained(base / "scheduler")
         if model.get("prediction_type"):
@@ -162,6 +170,13 @@ class Replay:
         if not index.exists():
             index = self.run_dir / packed_as / "index.json"
         return json.loads(index.read_text(encoding="utf-8"))["num_samples"]
+
+    def _image_sizes(self):
+        sizes = []
+        for shard in sorted(Path(self.recipe["data"]["train_data_dir"]).glob("shard-*.h5")):
+            with h5py.File(shard, "r", locking=False) as file:
+                sizes.append(file["image_sizes"][:].astype(int).reshape(-1, 2))
+        return np.concatenate(sizes).tolist()
 
     def replay(self):
         self._compare_init()
@@ -221,15 +236,18 @@ class Replay:
             distribution = self.vae.encode(self.trace[at + "pixel_values"]).latent_dist
             latents = (distribution.mean + distribution.std * vae_noise) * self.vae.config.scaling_factor
         with torch.set_grad_enabled(self.recipe["lora"]["train_text_encoder"]):
-            encoder_hidden_states = self.text_encoder(self.trace[at + "input_ids"])[0]
+            encoder_hidden_states, added = self._encode_text(at, slots)
         compare("latents", latents)
         compare("encoder_hidden_states", encoder_hidden_states.detach())
+        if self.is_sdxl:
+            compare("pooled_prompt_embeds", added["text_embeds"].detach())
+            self.errors.equal("add_time_ids", self.trace[at + "add_time_ids"].tolist(), added["time_ids"].tolist(), at)
 
         noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
         target = {"epsilon": lambda: noise,
                   "v_prediction": lambda: self.scheduler.get_velocity(latents, noise, timesteps),
                   "sample": lambda: latents}[self.scheduler.config.prediction_type]()
-        model_pred = self.unet(noisy_latents, timesteps, encoder_hidden_states).sample
+        model_pred = self.unet(noisy_latents, timesteps, encoder_hidden_states, added_cond_kwargs=added).sample
         loss = self._loss(model_pred, target, compare)
         compare("noisy_latents", noisy_latents)
         compare("target", target)
@@ -247,6 +265,29 @@ class Replay:
         compare("instance_loss", loss.detach())
         compare("prior_loss", prior_loss.detach())
         return loss + self.dreambooth["prior_loss_weight"] * prior_loss
+
+    def _encode_text(self, at, slots):
+        """encoder_hidden_states and added_cond_kwargs, the latter for SDXL alone (encode_prompt() of its script)."""
+        if not self.is_sdxl:
+            return self.text_encoder(self.trace[at + "input_ids"])[0], {}
+        first = self.text_encoder(self.trace[at + "input_ids"], output_hidden_states=True)
+        second = self.text_encoder_2(self.trace[at + "input_ids_2"], output_hidden_states=True)
+        time_ids = torch.tensor([self._time_ids(slot) for slot in slots], dtype=torch.float32)
+        return (torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1),
+                {"text_embeds": second.text_embeds, "time_ids": time_ids})
+
+    def _time_ids(self, slot):
+        """The picture's size in the pack, where the crop begins after the resize, and the target's size."""
+        data, seed = self.recipe["data"], self.recipe["seed"]
+        height, width = self.image_sizes[philox.sample_id(seed, slot, self.num_samples)]
+        side = data["resolution"]
+        resized = [side * size // min(height, width) for size in (height, width)]
+        if data["center_crop"]:
+            crop = [round((size - side) / 2) for size in resized]
+        else:
+            words = philox.words(seed, slot, philox.CROP, 0)
+            crop = [int(words[i]) * (resized[i] - side + 1) >> 32 for i in (0, 1)]
+        return [height, width, *crop, side, side]
 
     def _compare_gradients(self, step):
         found = {key: self.trace[f"step{step}/grad/{key}"].double() for key in self.keys}

@@ -32,8 +32,9 @@ class Probe:
         answer = self.ask(" ".join(map(str, words)), picture, height * width * 3)
         return np.frombuffer(answer, np.uint8).reshape(height, width, 3)
 
-    def transform(self, picture, resolution, center_crop, random_flip, interpolation, seed, slot):
-        words = ["transform", *picture.shape[:2], resolution, int(center_crop), int(random_flip), interpolation, seed, slot]
+    def transform(self, picture, resolution, center_crop, random_flip, interpolation, seed, slot, flip_before_crop=False):
+        words = ["transform", *picture.shape[:2], resolution, int(center_crop), int(random_flip), int(flip_before_crop),
+                 interpolation, seed, slot]
         answer = self.ask(" ".join(map(str, words)), picture, 24 + resolution * resolution * 12)
         where = np.frombuffer(answer[:24], np.int64)
         return where, torch.from_numpy(np.frombuffer(answer[24:], np.float32).copy()).view(3, resolution, resolution)
@@ -118,6 +119,40 @@ def test_pixel_values_equal_torchvision(probe, interpolation, center_crop):
         assert torch.equal(got, expected), (picture.shape, resolution)
     assert 0 < flips < count
     print(f"{interpolation}, center_crop {center_crop}: {count} pictures, {flips} flipped")
+
+
+def sdxl_reference(picture, resolution, interpolation, center_crop, crop, flipped):
+    """preprocess_train() of diffusers' train_text_to_image_lora_sdxl.py with its random choices given."""
+    image = transforms.Resize(resolution, interpolation=getattr(transforms.InterpolationMode, interpolation.upper()))(
+        Image.fromarray(picture)
+    )
+    if flipped:
+        image = functional.hflip(image)
+    if center_crop:
+        crop = tuple(max(0, int(round((side - resolution) / 2.0))) for side in (image.height, image.width))
+        image = transforms.CenterCrop(resolution)(image)
+    else:
+        image = functional.crop(image, *crop, resolution, resolution)
+    return transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])(image), crop
+
+
+@pytest.mark.parametrize("center_crop", [True, False])
+def test_sdxl_flips_before_it_crops(probe, center_crop):
+    rng = np.random.default_rng(7)
+    flips = differ = 0
+    for case in range(60):
+        resolution = int(rng.choice([8, 64, 65]))
+        height, width = random_side(rng, 300) + 2, random_side(rng, 300) + 2
+        height, width = min(height, 40 * width), min(width, 40 * height)
+        picture = random_picture(rng, height, width)
+        where, got = probe.transform(picture, resolution, center_crop, True, "lanczos", 7, case, flip_before_crop=True)
+        crop, flipped = (int(where[0]), int(where[1])), bool(where[2])
+        expected, expected_crop = sdxl_reference(picture, resolution, "lanczos", center_crop, crop, flipped)
+        assert torch.equal(got, expected), (picture.shape, resolution)
+        assert crop == expected_crop
+        flips += flipped
+        differ += not torch.equal(got, probe.transform(picture, resolution, center_crop, True, "lanczos", 7, case)[1])
+    assert 0 < differ <= flips < 60
 
 
 def test_every_crop_position_is_drawn_and_within_torchvisions_range(probe):

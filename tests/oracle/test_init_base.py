@@ -7,15 +7,15 @@ import subprocess
 import pytest
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 LORASHARD = os.environ["LORASHARD"]
 PROBE = os.path.join(os.environ["LORASHARD_BUILD_DIR"], "tests", "stable_diffusion_probe")
 REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 VOCABULARY = os.environ.get("LORASHARD_CLIP_VOCABULARY", os.path.join(REPO, ".venv/share/lorashard/bpe_simple_vocab_16e6.txt.gz"))
 PROMPT = "a photo of a cat"
-PRESETS = ["tiny-sd15", "tiny-sd21"]
+PRESETS = ["tiny-sd15", "tiny-sd21", "tiny-sdxl"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def bases(tmp_path_factory):
 def inputs():
     generator = torch.Generator().manual_seed(5)
     return {"pixel_values": torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1,
-            "sample": torch.randn(1, 4, 8, 8, generator=generator), "timesteps": torch.tensor([321])}
+            "sample": torch.randn(1, 4, 8, 8, generator=generator), "timesteps": torch.tensor([321]), "time_ids": torch.tensor([[96.0, 70, 3, 0, 64, 64]])}
 
 
 def run_probe(base, folder, variant=""):
@@ -50,7 +50,10 @@ def relative_error(found, expected):
 
 @pytest.mark.parametrize("name", PRESETS + ["bytes"])
 def test_diffusers_finds_every_key_and_no_other(name, bases):
-    for cls, component in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"), (CLIPTextModel, "text_encoder")):
+    parts = [(UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"), (CLIPTextModel, "text_encoder")]
+    if name == "tiny-sdxl":
+        parts.append((CLIPTextModelWithProjection, "text_encoder_2"))
+    for cls, component in parts:
         _, info = cls.from_pretrained(bases / name / component, output_loading_info=True, local_files_only=True)
         faults = {kind: list(keys) for kind, keys in info.items() if keys}
         assert not faults, (component, faults)
@@ -58,7 +61,7 @@ def test_diffusers_finds_every_key_and_no_other(name, bases):
 
 @pytest.mark.parametrize("name", PRESETS + ["bytes"])
 def test_the_pipeline_draws_a_picture(name, bases):
-    pipeline = StableDiffusionPipeline.from_pretrained(bases / name, local_files_only=True)
+    pipeline = DiffusionPipeline.from_pretrained(bases / name, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline(PROMPT, num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images[0]
     assert picture.shape == ((64, 64, 3))
@@ -89,8 +92,8 @@ def test_the_vocabulary_is_openais(bases):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_no_output_layer_is_dead(name, bases):
-    for component in ("unet", "vae", "text_encoder"):
-        stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+    for component in ("unet", "vae", "text_encoder", *(["text_encoder_2"] if name == "tiny-sdxl" else [])):
+        stem = "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
         for key, tensor in safetensors.torch.load_file(bases / name / component / f"{stem}.safetensors").items():
             assert torch.isfinite(tensor).all(), key
             if key.endswith("weight"):
@@ -100,13 +103,17 @@ def test_no_output_layer_is_dead(name, bases):
 @pytest.mark.parametrize("name", PRESETS + ["bytes"])
 def test_lorashard_computes_what_diffusers_computes(name, bases, tmp_path):
     found, _ = run_probe(bases / name, tmp_path)
-    pipeline = StableDiffusionPipeline.from_pretrained(bases / name, local_files_only=True)
-    given = inputs()
+    pipeline = DiffusionPipeline.from_pretrained(bases / name, local_files_only=True)
+    given, added = inputs(), {}
     with torch.no_grad():
         input_ids = pipeline.tokenizer(PROMPT, padding="max_length", return_tensors="pt").input_ids
         hidden = pipeline.text_encoder(input_ids)[0]
+        if name == "tiny-sdxl":
+            hidden, _, pooled, _ = pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+            added = {"text_embeds": pooled, "time_ids": given["time_ids"]}
+            assert relative_error(found["pooled_prompt_embeds"], pooled) < 1e-5
         moments = pipeline.vae.encode(given["pixel_values"]).latent_dist.parameters
-        model_pred = pipeline.unet(given["sample"], given["timesteps"], hidden).sample
+        model_pred = pipeline.unet(given["sample"], given["timesteps"], hidden, added_cond_kwargs=added).sample
     scheduler = DDPMScheduler.from_pretrained(bases / name, subfolder="scheduler")
     assert torch.equal(found["input_ids"], input_ids)
     assert relative_error(found["encoder_hidden_states"], hidden) < 1e-5
@@ -118,7 +125,7 @@ def test_lorashard_computes_what_diffusers_computes(name, bases, tmp_path):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_base_that_diffusers_saved_again_is_the_same_model(name, bases, tmp_path):
     expected, first_hash = run_probe(bases / name, tmp_path)
-    pipeline = StableDiffusionPipeline.from_pretrained(bases / name, local_files_only=True)
+    pipeline = DiffusionPipeline.from_pretrained(bases / name, local_files_only=True)
     pipeline.save_pretrained(tmp_path / "whole")
     pipeline.save_pretrained(tmp_path / "sharded", max_shard_size="4MB")
     pipeline.save_pretrained(tmp_path / "sharded_fp16", max_shard_size="4MB", variant="fp16")

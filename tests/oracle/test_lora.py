@@ -9,7 +9,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from unet_cases import make_inputs, make_unet, relative_error, run_probe
+from unet_cases import forward, make_inputs, make_unet, relative_error, run_probe
 
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
 EVERYTHING = ATTENTION + ["ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "time_emb_proj", "linear_1"]
@@ -20,6 +20,7 @@ CASES = {
     "sd21": ("sd21", ATTENTION, 3, 7.5),
     "sd21 everything": ("sd21", EVERYTHING, 4, 2),
     "deeper": ("deeper", ["to_q", "ff.net.2"], 8, 8),
+    "sdxl": ("sdxl", ATTENTION, 4, 4),
 }
 
 
@@ -66,7 +67,7 @@ class Adapted:
         save_file({k: (v * scale if k.endswith(up) else v).contiguous() for k, v in keys.items()}, path)
 
     def forward(self):
-        return self.unet(self.inputs["sample"], self.inputs["timesteps"], self.inputs["encoder_hidden_states"]).sample
+        return forward(self.unet, self.inputs)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_diffusers_loads_the_export_and_computes_the_same(adapted, case, caplog)
     assert not [message for message in said if "key" in message.lower()], said
     inputs = model.inputs
     with torch.no_grad():
-        expected = unet(inputs["sample"], inputs["timesteps"], inputs["encoder_hidden_states"]).sample
+        expected = forward(unet, inputs)
     error = relative_error(model.found["output"], expected)
     print(f"{case}: relative error after loading {error:.2e}")
     assert error <= 1e-5

@@ -1,4 +1,4 @@
-"""Small random UNets of the shapes of SD 1.x and 2.x, and a run of unet_probe on one of them."""
+"""Small random UNets of the shapes of SD 1.x, 2.x and SDXL, and a run of unet_probe on one of them."""
 
 import os
 import subprocess
@@ -20,6 +20,17 @@ CONFIGS = {
         block_out_channels=(32, 64, 96),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    ),
+    "sdxl": dict(
+        attention_head_dim=(2, 4, 8),
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2, 4),
+        block_out_channels=(32, 64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=48 + 6 * 16,
     ),
 }
 
@@ -43,11 +54,21 @@ def make_inputs(unet, batch=2, height=8, width=8, tokens=77, seed=1):
     def randn(*shape):
         return torch.randn(*shape, generator=generator)
 
-    return {
+    inputs = {
         "sample": randn(batch, 4, height, width),
         "timesteps": torch.randint(0, 1000, (batch,), generator=generator),
         "encoder_hidden_states": randn(batch, tokens, unet.config.cross_attention_dim),
     }
+    if unet.config.addition_embed_type == "text_time":
+        dim = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+        inputs["text_embeds"] = randn(batch, dim)
+        inputs["time_ids"] = torch.randint(0, 2000, (batch, 6), generator=generator).float()
+    return inputs
+
+
+def forward(unet, inputs):
+    added = {key: inputs[key] for key in ("text_embeds", "time_ids") if key in inputs}
+    return unet(inputs["sample"], inputs["timesteps"], inputs["encoder_hidden_states"], added_cond_kwargs=added).sample
 
 
 def run_probe(folder, inputs, threads=1, **metadata):

@@ -1,7 +1,7 @@
 // Runs data/image_resize and data/image_transform for tests/oracle/test_image_transform.py. stdin: a line of words,
 // then the RGB bytes of a picture; over and over. stdout: the answer's bytes, of a length the caller knows.
 //   resize HEIGHT WIDTH  NEW_HEIGHT NEW_WIDTH  TOP LEFT REGION_HEIGHT REGION_WIDTH  INTERPOLATION portable|fastest
-//   transform HEIGHT WIDTH  RESOLUTION CENTER_CROP RANDOM_FLIP  INTERPOLATION SEED SLOT
+//   transform HEIGHT WIDTH  RESOLUTION CENTER_CROP RANDOM_FLIP FLIP_BEFORE_CROP  INTERPOLATION SEED SLOT
 //     -> int64 crop_top, crop_left, flipped; fp32 [3, RESOLUTION, RESOLUTION]
 #include <ATen/ATen.h>
 
@@ -44,7 +44,8 @@ void answer(std::istream& words) {
   } else {
     TransformOptions options;
     uint64_t seed = 0, slot = 0;
-    words >> options.resolution >> options.center_crop >> options.random_flip >> interpolation >> seed >> slot;
+    words >> options.resolution >> options.center_crop >> options.random_flip >> options.flip_before_crop >>
+        interpolation >> seed >> slot;
     options.interpolation = parse_interpolation(interpolation);
     const auto pixel_values = at::empty({3, options.resolution, options.resolution}, at::kFloat);
     const auto done = transform_image(image, options, seed, slot, false, pixel_values);

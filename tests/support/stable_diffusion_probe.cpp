@@ -1,5 +1,5 @@
 // Oracle's probe of models/stable_diffusion: loads the base FOLDER [VARIANT] and runs each part on IN (pixel_values,
-// sample, timesteps) and PROMPT: stable_diffusion_probe FOLDER VARIANT PROMPT IN OUT. Prints the base's hash.
+// sample, timesteps, for SDXL time_ids) and PROMPT: stable_diffusion_probe FOLDER VARIANT PROMPT IN OUT. Prints the base's hash.
 #include <ATen/ATen.h>
 
 #include <iostream>
@@ -18,14 +18,24 @@ void run(const std::string& folder, const std::string& variant, const std::strin
   const StableDiffusionOptions options = {.variant = variant};
   const StableDiffusion base = load_stable_diffusion(folder, options);
   const SafetensorsFile inputs(in);
+  StateDict results;
   const at::Tensor input_ids = (*base.tokenizer)({prompt});
-  const at::Tensor hidden = base.text_encoder->forward(input_ids).last_hidden_state;
-  write_safetensors(out,
-                    {{"input_ids", input_ids},
-                     {"encoder_hidden_states", hidden},
-                     {"moments", base.vae->encode_moments(inputs.tensor("pixel_values"))},
-                     {"model_pred", base.unet->forward(inputs.tensor("sample"), inputs.tensor("timesteps"), hidden)},
-                     {"alphas_cumprod", base.noise_scheduler->alphas_cumprod()}});
+  const CLIPTextOutput text = base.text_encoder->forward(input_ids);
+  at::Tensor hidden = text.last_hidden_state;
+  AddedConditions added;
+  if (base.is_sdxl()) {
+    results["input_ids_2"] = (*base.tokenizer_2)({prompt});
+    const CLIPTextOutput text_2 = base.text_encoder_2->forward(results["input_ids_2"]);
+    hidden = at::cat({text.penultimate_hidden_state, text_2.penultimate_hidden_state}, -1);
+    added = {.text_embeds = text_2.pooled, .time_ids = inputs.tensor("time_ids")};
+    results["pooled_prompt_embeds"] = text_2.pooled;
+  }
+  results["input_ids"] = input_ids;
+  results["encoder_hidden_states"] = hidden;
+  results["moments"] = base.vae->encode_moments(inputs.tensor("pixel_values"));
+  results["model_pred"] = base.unet->forward(inputs.tensor("sample"), inputs.tensor("timesteps"), hidden, added);
+  results["alphas_cumprod"] = base.noise_scheduler->alphas_cumprod();
+  write_safetensors(out, results);
   std::cout << base_model_hash(folder, options) << '\n';
 }
 

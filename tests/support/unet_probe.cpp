@@ -1,6 +1,6 @@
 // unet_probe MODEL_DIR INPUTS.safetensors OUT_DIR: the oracle's view of the UNet and its LoRA adapter.
-// INPUTS holds sample, timesteps, encoder_hidden_states and, for a gradient, target; its metadata holds dtype and, for
-// an adapter, targets (comma between), rank, alpha and lora (a file in diffusers' keys). OUT_DIR receives
+// INPUTS holds sample, timesteps, encoder_hidden_states, for SDXL text_embeds and time_ids, and, for a gradient, target;
+// its metadata holds dtype and, for an adapter, targets (comma between), rank, alpha and lora (a file in diffusers' keys). OUT_DIR receives
 // out.safetensors, parameters.txt (names in order), lora_modules.txt and pytorch_lora_weights.safetensors.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -60,8 +60,11 @@ void run(const fs::path& model_dir, const fs::path& inputs, const fs::path& out_
   }
 
   StateDict results;
+  AddedConditions added;
+  if (file.contains("text_embeds"))
+    added = {.text_embeds = file.tensor("text_embeds").to(dtype), .time_ids = file.tensor("time_ids")};
   const at::Tensor output = unet.forward(file.tensor("sample").to(dtype), file.tensor("timesteps"),
-                                         file.tensor("encoder_hidden_states").to(dtype));
+                                         file.tensor("encoder_hidden_states").to(dtype), added);
   results["output"] = output.detach().to(at::kFloat).contiguous();
   if (file.contains("target")) {
     at::mse_loss(output.to(at::kFloat), file.tensor("target")).backward();

@@ -46,6 +46,15 @@ TEST(ModelCard, OfDreamBoothCarriesTheInstancePrompt) {
   EXPECT_THAT(card, HasSubstr("pipeline(\"a photo of sks"));
 }
 
+TEST(ModelCard, SaysHowSdxlAndASingleFileAreLoaded) {
+  Recipe recipe = resolved_recipe();
+  EXPECT_THAT(model_card(recipe, {}), HasSubstr("StableDiffusionPipeline.from_pretrained(\"bases/a"));
+  recipe.model.pretrained_model_name_or_path = "sd_xl_base_1.0.safetensors";
+  const std::string card = model_card(recipe, {.is_sdxl = true});
+  EXPECT_THAT(card, HasSubstr("StableDiffusionXLPipeline.from_single_file(\"sd_xl_base_1.0.safetensors\")"));
+  EXPECT_THAT(card, HasSubstr("- stable-diffusion-xl\n- stable-diffusion-xl-diffusers\n"));
+}
+
 TEST(ModelCard, HoldsARecipeThatReadsBack) {
   const Recipe recipe = resolved_recipe();
   const std::string card = model_card(recipe, {});

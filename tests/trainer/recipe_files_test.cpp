@@ -59,7 +59,7 @@ TEST(RecipeFiles, EveryRecipeThatShipsLoadsAndResolves) {
         << path << " is not in recipes/README.md";
     ++loaded;
   }
-  EXPECT_GE(loaded, 2);
+  EXPECT_GE(loaded, 3);
 }
 
 TEST(RecipeFiles, PokemonRecipeIsTheGuidesCommand) {
@@ -95,6 +95,21 @@ TEST(RecipeFiles, DreamBoothRecipeIsTheGuidesCommand) {
   resolve_recipe(recipe, 1, 1, 5);
   EXPECT_EQ(recipe.train.total_batch_size, 1);
   EXPECT_EQ(recipe.train.max_train_steps, 500);
+}
+
+TEST(RecipeFiles, SdxlRecipeIsTheGuidesCommand) {
+  Recipe recipe = load_recipe(source_dir() / "recipes/sdxl_text_to_image.toml");
+  EXPECT_EQ(recipe.data.resolution, 1024);
+  EXPECT_TRUE(recipe.data.random_flip && !recipe.data.center_crop);
+  EXPECT_EQ(recipe.train.train_batch_size, 1);
+  EXPECT_EQ(recipe.train.mixed_precision, "fp16");
+  EXPECT_EQ(recipe.optimizer.learning_rate, 1e-4);
+  EXPECT_EQ(recipe.lr_scheduler.lr_scheduler, "constant");
+  EXPECT_EQ(recipe.lr_scheduler.lr_warmup_steps, 0);
+  EXPECT_EQ(recipe.checkpoint.checkpointing_steps, 500);
+  EXPECT_EQ(recipe.seed, 42);
+  resolve_recipe(recipe, 1, 1, 833);
+  EXPECT_EQ(recipe.train.max_train_steps, 2 * 833);
 }
 
 TEST(RecipeFiles, WholeRecipesInThePagesAreAccepted) {

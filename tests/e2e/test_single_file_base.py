@@ -1,0 +1,32 @@
+"""Training on a base in one file writes the adapter that training on its folder writes."""
+
+import os
+import sys
+
+from lorashard_runs import REPO, VOCABULARY, adapter_hash, lorashard, make_base, make_pack, make_pictures, metrics, write_recipe
+from safetensors.torch import save_file
+
+sys.path.insert(0, os.path.join(REPO, "tests", "oracle"))
+from original_layout import original_layout  # noqa: E402
+
+
+def test_sdxl_in_one_file_trains_to_the_same_bytes(tmp_path):
+    base = make_base(tmp_path / "base", "tiny-sdxl")
+    file = tmp_path / "sdxl.safetensors"
+    save_file(original_layout(base, "sdxl"), file)
+    make_pack(tmp_path / "pack", make_pictures(tmp_path / "pictures"))
+    own = {"train__max_train_steps": 3, "checkpoint__checkpointing_steps": 2}
+    lorashard("train", write_recipe(tmp_path / "folder.toml", base, tmp_path / "pack", tmp_path / "folder", **own))
+    # The configs of this tiny base come from its folder; the tokenizers from CLIP's vocabulary.
+    own |= {"model__config": str(base), "model__tokenizer_name": VOCABULARY}
+    path = write_recipe(tmp_path / "file.toml", file, tmp_path / "pack", tmp_path / "file", **own)
+    lorashard("launch", path, "--ranks", 2)
+    assert adapter_hash(tmp_path / "file") == adapter_hash(tmp_path / "folder")
+    assert [line["loss"] for line in metrics(tmp_path / "file")] == [line["loss"] for line in metrics(tmp_path / "folder")]
+    assert "from_single_file" in (tmp_path / "file" / "README.md").read_text()
+
+    # The file is the run's identity: another one is no base to go on with.
+    other = make_base(tmp_path / "other", "tiny-sdxl", seed=1)
+    save_file(original_layout(other, "sdxl"), file)
+    said = lorashard("train", path, "--set", "train.max_train_steps=4", code=2).stderr
+    assert "sdxl.safetensors" in said
