@@ -12,6 +12,7 @@
 #include <thread>
 #include <utility>
 
+#include "data/loss_mask.h"
 #include "dist/error.h"
 #include "dist/philox.h"
 
@@ -25,6 +26,49 @@ void fill_normal_slot(at::Tensor& tensor, int64_t i, uint64_t seed, uint64_t slo
   fill_normal({tensor.mutable_data_ptr<float>() + i * count, count}, seed, slot, purpose);
 }
 
+/// A row of a batch: the instance image of a slot, or the class image beside it.
+struct Row {
+  const Pack* pack;
+  Slot place;
+  bool class_image;
+
+  Purpose purpose(Purpose of_instance) const { return purpose_of(of_instance, class_image); }
+};
+
+/// How often an epoch has each row; empty: once.
+std::vector<int64_t> repeats_of(const Pack& pack) {
+  std::vector<int64_t> repeats;
+  if (pack.num_images_in_epoch() == pack.num_samples()) return repeats;
+  for (int64_t row = 0; row < pack.num_samples(); ++row) repeats.push_back(pack.repeats(row));
+  return repeats;
+}
+
+/// Where the rows of a micro-batch come from. `class_sampler` only with prior preservation.
+struct Samplers {
+  Samplers(const Pack& pack, const DataLoaderOptions& options)
+      : sampler(options.seed, options.num_samples > 0 ? options.num_samples : pack.num_images_in_epoch(),
+                options.train_batch_size, /*class_images=*/false, repeats_of(pack)),
+        timesteps(options.timesteps) {
+    const ClassImages& of_class = options.class_images;
+    if (of_class.pack == nullptr) return;
+    const int64_t num_class_images = of_class.num_class_images > 0 ? of_class.num_class_images : of_class.pack->num_samples();
+    class_sampler.emplace(options.seed, num_class_images, options.train_batch_size, /*class_images=*/true);
+  }
+
+  /// [instance..., class...]
+  std::vector<Row> rows(const Pack& pack, const DataLoaderOptions& options, int64_t micro_batch) const {
+    std::vector<Row> rows;
+    for (const Slot& place : sampler.micro_batch(micro_batch)) rows.push_back({&pack, place, false});
+    if (!class_sampler) return rows;
+    for (const Slot& place : class_sampler->micro_batch(micro_batch)) rows.push_back({options.class_images.pack, place, true});
+    return rows;
+  }
+
+  Sampler sampler;
+  std::optional<Sampler> class_sampler;
+  TimestepDistribution timesteps;
+};
+
 Batch empty_batch(int64_t micro_batch, int64_t num_rows, const DataLoaderOptions& options) {
   const int64_t side = options.transform.resolution;
   const std::vector<int64_t> latent_shape{num_rows, options.latent_channels, options.latent_height, options.latent_width};
@@ -37,61 +81,86 @@ Batch empty_batch(int64_t micro_batch, int64_t num_rows, const DataLoaderOptions
   return batch;
 }
 
-const std::string& caption_of(const Pack& pack, int64_t row, const DataLoaderOptions& options) {
-  const bool own = options.own_captions && !pack.caption(row).empty();
-  return own ? pack.caption(row) : options.instance_prompt;
+std::string caption_of(const Row& row, const DataLoaderOptions& options) {
+  std::span<const std::string> captions = row.pack->captions(row.place.row);
+  if (row.class_image)
+    captions = {&options.class_images.class_prompt, 1};
+  else if (!options.own_captions || captions[0].empty())
+    captions = {&options.instance_prompt, 1};
+  return slot_caption(captions, options.captions, options.seed, row.place, row.class_image);
 }
 
-/// Row `i` of the batch: the instance image of `slot`, or the class image beside it.
-void add_row(Batch& batch, int64_t i, const Pack& pack, const Slot& place, bool class_image,
-             const DataLoaderOptions& options) {
-  const auto [slot, row, epoch] = place;
-  const auto purpose = [class_image](Purpose of_instance) { return purpose_of(of_instance, class_image); };
-  const Image image = decode_image(pack.read_image(row), pack.file_name(row));
-  const bool drop = options.caption_dropout > 0 &&
-                    uniform(options.seed, slot, purpose(Purpose::caption_dropout)) < options.caption_dropout;
-  const std::string& caption = class_image ? options.class_images.class_prompt : caption_of(pack, row, options);
-  batch.captions.push_back(drop ? "" : caption);
+void add_row(Batch& batch, int64_t i, const Row& row, const TimestepDistribution& timesteps, const DataLoaderOptions& options) {
+  const uint64_t seed = options.seed, slot = row.place.slot;
+  const Image image = decode_image(row.pack->read_image(row.place.row), row.pack->file_name(row.place.row));
+  batch.captions.push_back(caption_of(row, options));
   batch.images.push_back(
-      transform_image(image, options.transform, options.seed, slot, class_image, batch.pixel_values[i]));
-  fill_normal_slot(batch.vae_noise, i, options.seed, slot, purpose(Purpose::vae_sample));
-  fill_normal_slot(batch.noise, i, options.seed, slot, purpose(Purpose::noise));
-  batch.timesteps.mutable_data_ptr<int64_t>()[i] =
-      uniform_int(options.seed, slot, purpose(Purpose::timestep), options.num_train_timesteps);
+      transform_image(image, options.transform, seed, slot, row.class_image, batch.pixel_values[i]));
+  fill_normal_slot(batch.vae_noise, i, seed, slot, row.purpose(Purpose::vae_sample));
+  fill_normal_slot(batch.noise, i, seed, slot, row.purpose(Purpose::noise));
+  batch.timesteps.mutable_data_ptr<int64_t>()[i] = timesteps.draw(seed, slot, row.purpose(Purpose::timestep));
 }
 
-int64_t rows_used(const Pack& pack, int64_t limit) { return limit > 0 ? limit : pack.num_samples(); }
-
-/// Where the rows of a micro-batch come from. `class_sampler` only with prior preservation.
-struct Samplers {
-  Samplers(const Pack& pack, const DataLoaderOptions& options)
-      : sampler(options.seed, rows_used(pack, options.num_samples), options.train_batch_size) {
-    const ClassImages& of_class = options.class_images;
-    if (of_class.pack == nullptr) return;
-    class_sampler.emplace(options.seed, rows_used(*of_class.pack, of_class.num_class_images), options.train_batch_size,
-                          /*class_images=*/true);
+/// Normals that exist only in some runs, each image's times a strength of its own where `strength` is given.
+at::Tensor extra_normals(const std::vector<Row>& rows, const std::vector<int64_t>& shape, uint64_t seed, Purpose purpose,
+                         std::optional<Purpose> strength) {
+  at::Tensor normals = at::empty(shape, at::kFloat);
+  const int64_t count = normals.numel() / normals.size(0);
+  for (int64_t i = 0; i < normals.size(0); ++i) {
+    const uint64_t slot = rows[i].place.slot;
+    fill_normal_slot(normals, i, seed, slot, rows[i].purpose(purpose));
+    if (!strength) continue;
+    const auto factor = static_cast<float>(uniform(seed, slot, rows[i].purpose(*strength)));
+    float* values = normals.mutable_data_ptr<float>() + i * count;
+    std::transform(values, values + count, values, [=](float value) { return value * factor; });
   }
+  return normals;
+}
 
-  Sampler sampler;
-  std::optional<Sampler> class_sampler;
-};
+void draw_extra_noise(const DataLoaderOptions& options, const std::vector<Row>& rows, Batch& batch) {
+  const auto strength = [](bool random, Purpose purpose) { return random ? std::optional(purpose) : std::nullopt; };
+  if (options.draw_noise_offset) {
+    batch.noise_offset = extra_normals(rows, {batch.noise.size(0), batch.noise.size(1), 1, 1}, options.seed, Purpose::noise_offset,
+                                       strength(options.noise_offset_random_strength, Purpose::noise_offset_strength));
+  }
+  if (options.draw_input_perturbation) {
+    batch.input_perturbation =
+        extra_normals(rows, batch.noise.sizes().vec(), options.seed, Purpose::input_perturbation,
+                      strength(options.input_perturbation_random_strength, Purpose::input_perturbation_strength));
+  }
+}
+
+/// What the loss of each image is multiplied by: the mask of its row, all ones where it has none, and its weight.
+void read_loss_factors(const DataLoaderOptions& options, const std::vector<Row>& rows, Batch& batch) {
+  const auto size = static_cast<int64_t>(rows.size()), latents = options.latent_height * options.latent_width;
+  const bool weights = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.pack->has_weights(); });
+  if (options.loss_masks) batch.loss_mask = at::empty({size, 1, options.latent_height, options.latent_width}, at::kFloat);
+  if (weights) batch.loss_weights = at::empty({size}, at::kFloat);
+  for (int64_t i = 0; i < size; ++i) {
+    const Pack& pack = *rows[i].pack;
+    const int64_t row = rows[i].place.row;
+    if (weights) batch.loss_weights.mutable_data_ptr<float>()[i] = static_cast<float>(pack.weight(row));
+    if (!options.loss_masks) continue;
+    const std::span<float> out(batch.loss_mask.mutable_data_ptr<float>() + i * latents, static_cast<size_t>(latents));
+    const std::vector<uint8_t> bytes = pack.read_mask(row);
+    if (bytes.empty())
+      std::fill(out.begin(), out.end(), 1.0F);
+    else
+      write_loss_mask(decode_image(bytes, "the mask of " + pack.file_name(row)), batch.images[i],
+                      options.transform.resolution, out);
+  }
+}
 
 Batch make_batch(const Pack& pack, const DataLoaderOptions& options, const Samplers& samplers, int64_t micro_batch) {
-  const int64_t size = options.train_batch_size;
-  const bool with_class_images = samplers.class_sampler.has_value();
-  Batch batch = empty_batch(micro_batch, with_class_images ? 2 * size : size, options);
-  for (const Slot& place : samplers.sampler.micro_batch(micro_batch)) {
-    batch.slots.push_back(place.slot);
-    batch.sample_ids.push_back(place.row);
-    add_row(batch, static_cast<int64_t>(batch.images.size()), pack, place, /*class_image=*/false, options);
+  const std::vector<Row> rows = samplers.rows(pack, options, micro_batch);
+  Batch batch = empty_batch(micro_batch, static_cast<int64_t>(rows.size()), options);
+  for (const Row& row : rows) {
+    if (!row.class_image) batch.slots.push_back(row.place.slot);
+    (row.class_image ? batch.class_sample_ids : batch.sample_ids).push_back(row.place.row);
+    add_row(batch, static_cast<int64_t>(batch.images.size()), row, samplers.timesteps, options);
   }
-  if (with_class_images) {
-    for (const Slot& place : samplers.class_sampler->micro_batch(micro_batch)) {
-      batch.class_sample_ids.push_back(place.row);
-      add_row(batch, static_cast<int64_t>(batch.images.size()), *options.class_images.pack, place, /*class_image=*/true,
-              options);
-    }
-  }
+  draw_extra_noise(options, rows, batch);
+  read_loss_factors(options, rows, batch);
   if (options.tokenize) batch.input_ids = options.tokenize(batch.captions);
   if (options.tokenize_2) batch.input_ids_2 = options.tokenize_2(batch.captions);
   return batch;

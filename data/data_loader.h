@@ -9,9 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "data/captions.h"
 #include "data/image_transform.h"
 #include "data/pack.h"
 #include "data/sampler.h"
+#include "data/timestep_distribution.h"
 
 namespace lorashard {
 
@@ -22,7 +24,7 @@ struct Batch {
   std::vector<uint64_t> slots;          ///< [B]; the class image of a row has its slot
   std::vector<int64_t> sample_ids;      ///< [B] rows of the pack
   std::vector<int64_t> class_sample_ids;  ///< [B] rows of the class pack, or empty
-  std::vector<std::string> captions;    ///< [R]
+  std::vector<std::string> captions;    ///< [R] as slot_caption() gives them
   std::vector<TransformedImage> images; ///< [R] sizes and crops
   at::Tensor pixel_values;              ///< fp32 [R, 3, H, W] in [-1, 1]
   at::Tensor input_ids;                 ///< int64 [R, 77]
@@ -30,6 +32,10 @@ struct Batch {
   at::Tensor vae_noise;                 ///< fp32 [R, 4, H/8, W/8], standard normal: the VAE's sample
   at::Tensor noise;                     ///< fp32 [R, 4, H/8, W/8], standard normal
   at::Tensor timesteps;                 ///< int64 [R] in [0, num_train_timesteps)
+  at::Tensor noise_offset;              ///< fp32 [R, 4, 1, 1], standard normal; undefined unless drawn
+  at::Tensor input_perturbation;        ///< fp32 [R, 4, H/8, W/8], standard normal; undefined unless drawn
+  at::Tensor loss_mask;                 ///< fp32 [R, 1, H/8, W/8] in [0, 1]; undefined unless asked for
+  at::Tensor loss_weights;              ///< fp32 [R] of the rows; undefined where the pack has none
   double wait_ms = 0;                   ///< how long next() waited for it
 };
 
@@ -42,18 +48,22 @@ struct ClassImages {
 
 struct DataLoaderOptions {
   uint64_t seed = 0;
-  int64_t num_samples = 0;  ///< rows [0, num_samples) of the pack are trained on; 0: all
+  int64_t num_samples = 0;  ///< images in an epoch, from the pack's first row on, each by its repeats; 0: all
   int64_t train_batch_size = 1;
   int num_workers = 2;      ///< threads; 0 makes each batch inside next()
   int prefetch_batches = 4; ///< at most this many ready or in the making, so memory stays flat
   TransformOptions transform;
   int64_t latent_channels = 4;
   int64_t latent_height = 64, latent_width = 64;
-  int64_t num_train_timesteps = 1000;
   bool own_captions = true;    ///< false: instance_prompt is the caption of every row of the pack
   std::string instance_prompt;  ///< the caption of rows that have none of their own
   ClassImages class_images;
-  double caption_dropout = 0;  ///< probability that a caption becomes ""
+  TimestepOptions timesteps;
+  CaptionOptions captions;
+  bool loss_masks = false;  ///< read the masks of the rows
+  bool draw_noise_offset = false, draw_input_perturbation = false;
+  /// Each image's noise_offset or input_perturbation is times a uniform number of its own.
+  bool noise_offset_random_strength = false, input_perturbation_random_strength = false;
   /// Captions to input_ids and input_ids_2 [B, length]; called from the loader's threads. Empty: undefined.
   std::function<at::Tensor(const std::vector<std::string>&)> tokenize, tokenize_2;
 };

@@ -176,7 +176,9 @@ FileExtent Hdf5Writer::reserve_dataset(const std::string& name, uint64_t bytes) 
   return {offset, bytes};
 }
 
-Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::vector<std::string>& names) : path_(path) {
+Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::vector<std::string>& names,
+                       const std::vector<std::string>& more_names)
+    : path_(path) {
   struct stat status = {};
   if (stat(path.c_str(), &status) != 0) throw errno_error(fmt::format("opening shard '{}'", path.string()), true);
   if (!S_ISREG(status.st_mode)) broken(path_, "opening it: it is no regular file");
@@ -185,7 +187,10 @@ Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::vector<std:
   Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access_properties()), H5Fclose);
   if (file < 0) broken(path_, fmt::format("opening it: {}", hdf5_cause()));
   file_ = file;
-  check_links(names);
+  std::vector<std::string> expected = names;
+  has_more_ = !more_names.empty() && num_links() != names.size();
+  if (has_more_) expected.insert(expected.end(), more_names.begin(), more_names.end());
+  check_links(expected);
   file.release();
 }
 
@@ -194,11 +199,15 @@ Hdf5Reader::~Hdf5Reader() {
   H5Fclose(file_);
 }
 
-void Hdf5Reader::check_links(const std::vector<std::string>& names) const {
+uint64_t Hdf5Reader::num_links() const {
   H5G_info_t group = {};
   if (H5Gget_info(file_, &group) < 0) broken(path_, fmt::format("listing its datasets: {}", hdf5_cause()));
-  if (group.nlinks != names.size())
-    broken(path_, fmt::format("expected {} datasets, found {}", names.size(), group.nlinks));
+  return group.nlinks;
+}
+
+void Hdf5Reader::check_links(const std::vector<std::string>& names) const {
+  if (num_links() != names.size())
+    broken(path_, fmt::format("expected {} datasets, found {}", names.size(), num_links()));
   for (const std::string& name : names) {
     H5L_info_t link = {};
     if (H5Lget_info(file_, name.c_str(), &link, H5P_DEFAULT) < 0) broken_dataset(path_, name, "it isn't there");

@@ -42,13 +42,16 @@ class Hdf5Writer {
 /// Every failure is Error(bad_data) naming file and dataset, except a file that can't be opened at all (usage or io).
 class Hdf5Reader {
  public:
-  /// Refuses anything in the root group but the datasets in `names`, all of them hard links.
-  Hdf5Reader(const std::filesystem::path& path, const std::vector<std::string>& names);
+  /// Refuses anything in the root group but the datasets in `names`, all of them hard links. Those in `more_names` may be
+  /// there too: all of them, or none.
+  Hdf5Reader(const std::filesystem::path& path, const std::vector<std::string>& names,
+             const std::vector<std::string>& more_names = {});
   ~Hdf5Reader();
   Hdf5Reader(const Hdf5Reader&) = delete;
   Hdf5Reader& operator=(const Hdf5Reader&) = delete;
 
   uint64_t file_bytes() const { return file_bytes_; }
+  bool has_more() const { return has_more_; }  ///< `more_names` are there
   std::string read_string_attribute(const std::string& name) const;
   uint64_t read_number_attribute(const std::string& name) const;
   /// Only what write_dataset writes; its size is held against the file's before anything is allocated.
@@ -58,11 +61,13 @@ class Hdf5Reader {
   FileExtent find_contiguous(const std::string& name) const;
 
  private:
+  uint64_t num_links() const;
   void check_links(const std::vector<std::string>& names) const;
   uint64_t open_chunked(const std::string& name, int64_t type, uint64_t element_bytes, int64_t* dataset) const;
   std::filesystem::path path_;
   uint64_t file_bytes_ = 0;
   int64_t file_ = -1;
+  bool has_more_ = false;
 };
 
 }  // namespace lorashard

@@ -91,7 +91,7 @@ uint8_t over_white(int value, int alpha) {
 uint8_t to_8_bits(uint8_t value) { return value; }
 uint8_t to_8_bits(uint16_t value) { return static_cast<uint8_t>(value >> 8); }
 
-enum class PixelLayout { grey, grey_alpha, rgb, rgba, cmyk };
+enum class PixelLayout { grey, grey_alpha, rgb, rgba, cmyk, alpha_of_grey, alpha_of_rgb };
 
 /// One row of the file's pixels to RGB.
 template <class Value>
@@ -112,6 +112,14 @@ void convert_row(const Value* in, int64_t width, PixelLayout layout, uint8_t* rg
         break;
       case PixelLayout::rgba:
         for (int c = 0; c < 3; ++c) rgb[c] = over_white(to_8_bits(in[c]), to_8_bits(in[3]));
+        in += 4;
+        break;
+      case PixelLayout::alpha_of_grey:
+        rgb[0] = rgb[1] = rgb[2] = to_8_bits(in[1]);
+        in += 2;
+        break;
+      case PixelLayout::alpha_of_rgb:
+        rgb[0] = rgb[1] = rgb[2] = to_8_bits(in[3]);
         in += 4;
         break;
       case PixelLayout::cmyk: {
@@ -178,13 +186,20 @@ bool read_pixels(VipsImage* image, PixelLayout layout, const Placement& place, u
   return true;
 }
 
-/// False when vips reports an error.
+/// What of a file's pixels is wanted.
+enum class Wanted { colour, alpha };
+
+/// False when vips reports an error. Without an alpha channel that is wanted, the result has no pixels.
 bool try_decode(std::span<const uint8_t> bytes, ImageFormat format, const std::string& name, const DecodeLimits& limits,
-                Image* result) {
+                Wanted wanted, Image* result) {
   const ImagePointer image = open_image(bytes, format);
   if (image == nullptr) return false;
   check_limits(*image, name, limits);
-  const PixelLayout layout = pixel_layout(*image, name);
+  PixelLayout layout = pixel_layout(*image, name);
+  if (wanted == Wanted::alpha) {
+    if (layout != PixelLayout::grey_alpha && layout != PixelLayout::rgba) return true;
+    layout = layout == PixelLayout::rgba ? PixelLayout::alpha_of_rgb : PixelLayout::alpha_of_grey;
+  }
   const Placement place = placement(vips_image_get_orientation(image.get()), image->Ysize, image->Xsize);
   result->height = place.height;
   result->width = place.width;
@@ -200,22 +215,30 @@ std::string error_text() {
   return text.empty() ? "the decoder gives no reason" : text;
 }
 
-}  // namespace
-
-Image decode_image(std::span<const uint8_t> bytes, const std::string& name, const DecodeLimits& limits) {
+Image decode(std::span<const uint8_t> bytes, const std::string& name, const DecodeLimits& limits, Wanted wanted) {
   start_vips();
   const ImageFormat format = sniff(bytes, name);
   Image image;
   {
     const std::shared_lock together(error_text_mutex());
-    if (try_decode(bytes, format, name, limits, &image)) return image;
+    if (try_decode(bytes, format, name, limits, wanted, &image)) return image;
   }
   const std::unique_lock alone(error_text_mutex());
   vips_error_clear();
   vips_warnings().clear();
-  if (try_decode(bytes, format, name, limits, &image)) return image;
+  if (try_decode(bytes, format, name, limits, wanted, &image)) return image;
   throw Error(ErrorKind::bad_data, fmt::format("decoding '{}' ({} bytes): {}", name, bytes.size(), error_text()),
               "the file is damaged or incomplete; fetch it again or take it out of the folder");
+}
+
+}  // namespace
+
+Image decode_image(std::span<const uint8_t> bytes, const std::string& name, const DecodeLimits& limits) {
+  return decode(bytes, name, limits, Wanted::colour);
+}
+
+Image decode_alpha(std::span<const uint8_t> bytes, const std::string& name, const DecodeLimits& limits) {
+  return decode(bytes, name, limits, Wanted::alpha);
 }
 
 }  // namespace lorashard

@@ -30,4 +30,8 @@ struct DecodeLimits {
 /// as much as warns about is refused.
 Image decode_image(std::span<const uint8_t> bytes, const std::string& name, const DecodeLimits& limits = {});
 
+/// The alpha channel of the same file as a grey picture (all three channels alike); no pixels where it has none. Throws
+/// the same.
+Image decode_alpha(std::span<const uint8_t> bytes, const std::string& name, const DecodeLimits& limits = {});
+
 }  // namespace lorashard

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <iterator>
 #include <map>
 #include <string_view>
 #include <unordered_map>
@@ -152,18 +153,27 @@ void read_tables(const fs::path& root, const Found& found, const ImageFolderOpti
     for (const std::string& name : found.csv_tables)
       folder->left_out.push_back({name, "it isn't read, because there is a metadata.jsonl"});
   std::unordered_map<std::string, std::string> seen;  // file name -> where it was named
+  std::unordered_set<std::string> masks;
+  const MetadataColumns columns{options.image_column, options.caption_column, options.mask_column,
+                                options.weight_column, options.repeats_column};
   for (const std::string& table : tables) {
     const std::string refusal_of_table = why_not_readable(root, root / table);
     if (!refusal_of_table.empty())
       throw Error(ErrorKind::bad_data, fmt::format("reading '{}': {}", (root / table).string(), refusal_of_table));
     const auto read = jsonl ? read_metadata_jsonl : read_metadata_csv;
-    for (MetadataRow& row : read(root / table, options.image_column, options.caption_column)) {
+    for (MetadataRow& row : read(root / table, columns)) {
       const std::string place = fmt::format("'{}', line {}", (root / table).string(), row.line);
-      std::string refusal;
-      std::string name = safe_name(root, fs::path(table).parent_path(), row.file_name, &refusal);
-      if (!refusal.empty())
-        throw Error(ErrorKind::bad_data, fmt::format("reading {}: the file '{}': {}", place, row.file_name, refusal),
-                    "a table names regular files inside the folder, relative to the table");
+      const auto inside = [&](const std::string& written) {
+        std::string refusal;
+        std::string name = safe_name(root, fs::path(table).parent_path(), written, &refusal);
+        if (!refusal.empty())
+          throw Error(ErrorKind::bad_data, fmt::format("reading {}: the file '{}': {}", place, written, refusal),
+                      "a table names regular files inside the folder, relative to the table");
+        return name;
+      };
+      std::string name = inside(row.file_name);
+      const std::string mask = row.mask_file_name.empty() ? "" : inside(row.mask_file_name);
+      if (!mask.empty()) masks.insert(mask);
       const auto [first, is_new] = seen.emplace(name, place);
       if (!is_new)
         throw Error(ErrorKind::bad_data, fmt::format("reading {}: the file '{}' was named before, in {}", place,
@@ -171,18 +181,20 @@ void read_tables(const fs::path& root, const Found& found, const ImageFolderOpti
       if (row.caption.empty() && !options.allow_missing_captions)
         folder->left_out.push_back({std::move(name), fmt::format("it has no caption in {}", table)});
       else
-        folder->images.push_back({root / name, std::move(name), std::move(row.caption)});
+        folder->images.push_back({root / name, name, std::move(row.caption), std::move(row.more_captions),
+                                  mask.empty() ? fs::path() : root / mask, row.weight, row.repeats});
     }
   }
   for (const std::string& name : found.pictures)
-    if (!seen.contains(name)) folder->left_out.push_back({name, fmt::format("it isn't in {}", tables.front())});
+    if (!seen.contains(name) && !masks.contains(name)) folder->left_out.push_back({name, fmt::format("it isn't in {}", tables.front())});
 }
 
-/// The first line that isn't blank, trimmed; `longer` says that more lines follow.
-std::string read_caption_file(const fs::path& path, bool* longer) {
+/// The lines that aren't blank, trimmed. Without `all` the first of them, and an empty one where more follow: what
+/// these hold is nobody's business.
+std::vector<std::string> read_caption_file(const fs::path& path, bool all) {
   constexpr std::string_view kBlanks = " \t\r\v\f";
   const std::string text = read_file(path, kMaxCaptionFileBytes);
-  std::string caption;
+  std::vector<std::string> captions;
   int64_t number = 1;
   for (size_t begin = text.starts_with("\xef\xbb\xbf") ? 3 : 0; begin < text.size(); ++number) {
     const size_t end = std::min(text.find('\n', begin), text.size());
@@ -191,34 +203,38 @@ std::string read_caption_file(const fs::path& path, bool* longer) {
     line.remove_prefix(std::min(line.find_first_not_of(kBlanks), line.size()));
     line = line.substr(0, line.find_last_not_of(kBlanks) + 1);
     if (line.empty()) continue;
-    if (!caption.empty()) {
-      *longer = true;
+    if (!all && !captions.empty()) {
+      captions.emplace_back();
       break;
     }
     if (!is_valid_utf8(line) || line.find('\0') != std::string_view::npos)
       throw Error(ErrorKind::bad_data,
                   fmt::format("reading the caption '{}', line {}: expected UTF-8 text", path.string(), number),
                   "save the file as UTF-8");
-    caption = line;
+    captions.emplace_back(line);
   }
-  return caption;
+  return captions;
 }
 
 void read_texts(const fs::path& root, const Found& found, const ImageFolderOptions& options, ImageFolder* folder) {
   for (const std::string& name : found.pictures) {
     const std::string text = text_name(name);
-    std::string caption, reason = "there is no .txt with a caption beside it";
+    std::vector<std::string> captions;
+    std::string reason = "there is no .txt with a caption beside it";
     if (found.texts.contains(text)) {
       reason = why_not_readable(root, root / text);
-      bool longer = false;
-      if (reason.empty()) caption = read_caption_file(root / text, &longer);
+      if (reason.empty()) captions = read_caption_file(root / text, options.all_caption_lines);
       reason = reason.empty() ? "the .txt beside it is blank" : "the .txt beside it: " + reason;
-      folder->num_longer_caption_files += longer;
+      folder->num_longer_caption_files += captions.size() > 1 && !options.all_caption_lines;
     }
-    if (caption.empty() && !options.allow_missing_captions)
+    if (captions.empty() && !options.allow_missing_captions) {
       folder->left_out.push_back({name, reason});
-    else
-      folder->images.push_back({root / name, name, std::move(caption)});
+      continue;
+    }
+    SourceImage image{root / name, name, captions.empty() ? "" : std::move(captions.front())};
+    if (options.all_caption_lines && captions.size() > 1)
+      image.more_captions.assign(std::make_move_iterator(captions.begin() + 1), std::make_move_iterator(captions.end()));
+    folder->images.push_back(std::move(image));
   }
 }
 

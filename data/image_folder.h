@@ -19,6 +19,10 @@ struct SourceImage {
   std::filesystem::path path;  ///< absolute; inside the source folder
   std::string file_name;       ///< relative to the source folder, with '/'
   std::string caption;         ///< UTF-8; empty when it has none
+  std::vector<std::string> more_captions = {};  ///< where the source has several
+  std::filesystem::path mask = {};              ///< absolute, inside the source folder; empty when it has none
+  double weight = 1;
+  int64_t repeats = 1;
 };
 
 struct LeftOut {
@@ -50,6 +54,8 @@ struct ImageFolder {
 struct ImageFolderOptions {
   std::string image_column = "file_name";
   std::string caption_column = "text";
+  std::string mask_column = {}, weight_column = {}, repeats_column = {};  ///< of tables; empty: not read
+  bool all_caption_lines = false;       ///< each line of a .txt that isn't blank is a caption of its own
   bool allow_missing_captions = false;  ///< keep pictures without a caption (empty caption) beside captioned ones
   std::optional<CaptionSource> captions = std::nullopt;  ///< which source to read; empty: the first that exists
 };

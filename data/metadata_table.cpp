@@ -3,6 +3,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -102,11 +104,61 @@ std::optional<std::string> text_of(const nlohmann::json& object, const std::stri
   const auto found = object.find(key);
   if (found == object.end() || found->is_null()) return std::nullopt;
   if (!found->is_string())
-    broken(place, fmt::format("'{}': expected a text, found {}", key, found->type_name()),
-           found->is_array() ? "a picture has one caption: choose one of them" : "");
+    broken(place, fmt::format("'{}': expected a text, found {}", key, found->type_name()));
   if (found->get_ref<const std::string&>().find('\0') != std::string::npos)
     broken(place, fmt::format("'{}': found a zero byte in the text", key));
   return found->get<std::string>();
+}
+
+/// Of a caption that is an array: the first becomes the row's caption, the others its more_captions.
+void take_captions(const nlohmann::json& object, const std::string& key, const Place& place, MetadataRow* row) {
+  const auto found = object.find(key);
+  if (found == object.end() || !found->is_array()) {
+    row->caption = text_of(object, key, place).value_or("");
+    return;
+  }
+  for (const nlohmann::json& item : *found) {
+    if (!item.is_string()) broken(place, fmt::format("'{}': expected texts, found {}", key, item.type_name()));
+    std::string text = item.get<std::string>();
+    if (text.find('\0') != std::string::npos) broken(place, fmt::format("'{}': found a zero byte in the text", key));
+    if (text.empty()) continue;
+    if (row->caption.empty())
+      row->caption = std::move(text);
+    else
+      row->more_captions.push_back(std::move(text));
+  }
+}
+
+constexpr double kMostRepeats = 1e9;
+
+void take_weight(double value, const std::string& column, const Place& place, MetadataRow* row) {
+  if (!std::isfinite(value) || value < 0)
+    broken(place, fmt::format("'{}': expected a number from 0, found {}", column, value));
+  row->weight = value;
+}
+
+void take_repeats(double value, const std::string& column, const Place& place, MetadataRow* row) {
+  if (!(value >= 1 && value <= kMostRepeats && value == std::floor(value)))
+    broken(place, fmt::format("'{}': expected a whole number from 1, found {}", column, value));
+  row->repeats = static_cast<int64_t>(value);
+}
+
+/// The number under `key`; nothing when the key is "", absent or null.
+std::optional<double> number_of(const nlohmann::json& object, const std::string& key, const Place& place) {
+  const auto found = key.empty() ? object.end() : object.find(key);
+  if (found == object.end() || found->is_null()) return std::nullopt;
+  if (!found->is_number()) broken(place, fmt::format("'{}': expected a number, found {}", key, found->type_name()));
+  return found->get<double>();
+}
+
+/// The same of a CSV field; an empty one is none.
+std::optional<double> number_of(const std::string& field, const std::string& column, const Place& place) {
+  if (field.empty()) return std::nullopt;
+  double value = 0;
+  const auto [end, error] = std::from_chars(field.data(), field.data() + field.size(), value);
+  if (error != std::errc() || end != field.data() + field.size())
+    broken(place, fmt::format("'{}': expected a number, found '{}'", column, field));
+  return value;
 }
 
 [[noreturn]] void no_such_column(const Place& place, const std::string& column, const std::vector<std::string>& columns,
@@ -158,8 +210,7 @@ size_t column_index(const std::vector<std::string>& header, const std::string& c
 
 }  // namespace
 
-std::vector<MetadataRow> read_metadata_jsonl(const std::filesystem::path& path, const std::string& image_column,
-                                             const std::string& caption_column) {
+std::vector<MetadataRow> read_metadata_jsonl(const std::filesystem::path& path, const MetadataColumns& columns) {
   std::vector<MetadataRow> rows;
   std::vector<std::string> first_keys;
   bool any_caption = false;
@@ -169,21 +220,30 @@ std::vector<MetadataRow> read_metadata_jsonl(const std::filesystem::path& path, 
         const Place place{path, line};
         const nlohmann::json object = parse_object(text, place);
         if (rows.empty()) first_keys = keys_of(object);
-        const std::optional<std::string> file_name = text_of(object, image_column, place);
-        if (!file_name) no_such_column(place, image_column, keys_of(object), "--image-column");
-        any_caption = any_caption || object.contains(caption_column);
-        rows.push_back({*file_name, text_of(object, caption_column, place).value_or(""), line});
+        const std::optional<std::string> file_name = text_of(object, columns.image, place);
+        if (!file_name) no_such_column(place, columns.image, keys_of(object), "--image-column");
+        any_caption = any_caption || object.contains(columns.caption);
+        MetadataRow row{.file_name = *file_name, .caption = "", .line = line};
+        take_captions(object, columns.caption, place, &row);
+        if (!columns.mask.empty()) row.mask_file_name = text_of(object, columns.mask, place).value_or("");
+        if (const auto weight = number_of(object, columns.weight, place)) take_weight(*weight, columns.weight, place, &row);
+        if (const auto repeats = number_of(object, columns.repeats, place))
+          take_repeats(*repeats, columns.repeats, place, &row);
+        rows.push_back(std::move(row));
       });
   if (!rows.empty() && !any_caption)
-    no_such_column({path, rows.front().line}, caption_column, first_keys, "--caption-column");
+    no_such_column({path, rows.front().line}, columns.caption, first_keys, "--caption-column");
   return rows;
 }
 
-std::vector<MetadataRow> read_metadata_csv(const std::filesystem::path& path, const std::string& image_column,
-                                           const std::string& caption_column) {
+std::vector<MetadataRow> read_metadata_csv(const std::filesystem::path& path, const MetadataColumns& columns) {
   std::vector<MetadataRow> rows;
   std::vector<std::string> header;
-  size_t image_index = 0, caption_index = 0;
+  // The position of a column in the header; nothing for one that isn't asked for.
+  const auto find = [&](const std::string& column, const std::string& flag, const Place& place) {
+    return column.empty() ? std::nullopt : std::optional(column_index(header, column, place, flag));
+  };
+  std::optional<size_t> image, caption, mask, weight, repeats;
   // A quote inside a quoted field is doubled, so a record is whole when its quotes are even in number.
   const auto open_quote = [](std::string_view text) { return std::count(text.begin(), text.end(), '"') % 2 == 1; };
   for_each_row(path, open_quote, [&](std::string_view text, int64_t line) {
@@ -191,14 +251,24 @@ std::vector<MetadataRow> read_metadata_csv(const std::filesystem::path& path, co
     std::vector<std::string> fields = split_csv(text, place);
     if (header.empty()) {
       header = std::move(fields);
-      image_index = column_index(header, image_column, place, "--image-column");
-      caption_index = column_index(header, caption_column, place, "--caption-column");
+      image = find(columns.image, "--image-column", place);
+      caption = find(columns.caption, "--caption-column", place);
+      mask = find(columns.mask, "--mask-column", place);
+      weight = find(columns.weight, "--weight-column", place);
+      repeats = find(columns.repeats, "--repeats-column", place);
       return;
     }
     if (fields.size() != header.size())
       broken(place, fmt::format("expected {} fields, found {}", header.size(), fields.size()),
              "put fields that hold commas or line ends into double quotes");
-    rows.push_back({std::move(fields[image_index]), std::move(fields[caption_index]), line});
+    MetadataRow row{.file_name = fields[*image], .caption = fields[*caption], .line = line};
+    if (mask) row.mask_file_name = fields[*mask];
+    if (weight)
+      if (const auto value = number_of(fields[*weight], columns.weight, place)) take_weight(*value, columns.weight, place, &row);
+    if (repeats)
+      if (const auto value = number_of(fields[*repeats], columns.repeats, place))
+        take_repeats(*value, columns.repeats, place, &row);
+    rows.push_back(std::move(row));
   });
   return rows;
 }

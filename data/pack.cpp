@@ -74,6 +74,10 @@ Pack::Pack(const fs::path& folder) : folder_(folder) {
     num_samples_ += shard.num_samples;
   }
   first_row_.push_back(num_samples_);
+  for (int64_t row = 0; row < num_samples_; ++row) {
+    num_images_in_epoch_ += repeats(row);
+    has_weights_ = has_weights_ || weight(row) != 1;
+  }
 }
 
 std::pair<const ShardReader*, int64_t> Pack::locate(int64_t row) const {
@@ -86,6 +90,26 @@ std::pair<const ShardReader*, int64_t> Pack::locate(int64_t row) const {
 const std::string& Pack::caption(int64_t row) const {
   const auto [shard, i] = locate(row);
   return shard->caption(i);
+}
+
+std::span<const std::string> Pack::captions(int64_t row) const {
+  const auto [shard, i] = locate(row);
+  return shard->captions(i);
+}
+
+std::vector<uint8_t> Pack::read_mask(int64_t row) const {
+  const auto [shard, i] = locate(row);
+  return shard->read_mask(i);
+}
+
+double Pack::weight(int64_t row) const {
+  const auto [shard, i] = locate(row);
+  return shard->weight(i);
+}
+
+int64_t Pack::repeats(int64_t row) const {
+  const auto [shard, i] = locate(row);
+  return shard->repeats(i);
 }
 
 const std::string& Pack::file_name(int64_t row) const {
@@ -112,7 +136,10 @@ void Pack::verify() const {
     const std::string found = sha256_file(path);
     if (found != shard.sha256) broken(path, fmt::format("expected the SHA-256 {}, found {}", shard.sha256, found));
   }
-  for (int64_t row = 0; row < num_samples_; ++row) read_image(row);
+  for (int64_t row = 0; row < num_samples_; ++row) {
+    read_image(row);
+    read_mask(row);
+  }
 }
 
 }  // namespace lorashard

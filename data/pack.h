@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,7 @@ enum class OnBadImage { stop, skip };
 struct PackOptions {
   ImageFolderOptions folder = {};
   OnBadImage on_bad_image = OnBadImage::stop;
+  bool alpha_masks = false;                  ///< the alpha channel of a picture is its mask, where it has no other
   int64_t shard_bytes = int64_t{256} << 20;  ///< a shard is closed when its pictures reach this many bytes
   int num_threads = 0;                       ///< 0: one per core. Changes nothing in the bytes written
   int64_t max_samples = 0;                   ///< 0: all
@@ -27,6 +29,7 @@ struct PackReport {
   int64_t num_samples = 0, num_shards = 0, num_captions = 0;
   uint64_t bytes = 0;             ///< of the encoded pictures
   std::vector<LeftOut> left_out;  ///< by the listing, then the pictures skipped because they can't be decoded
+  int64_t num_masks = 0, num_images_in_epoch = 0;  ///< the latter counts repeats
   int64_t num_skipped = 0;        ///< of them, those that can't be decoded
   CaptionSource caption_source = CaptionSource::none;
   int64_t num_other_files = 0, num_longer_caption_files = 0;  ///< as in ImageFolder
@@ -51,10 +54,16 @@ class Pack {
   explicit Pack(const std::filesystem::path& folder);
 
   int64_t num_samples() const { return num_samples_; }
-  const std::string& caption(int64_t row) const;
+  int64_t num_images_in_epoch() const { return num_images_in_epoch_; }  ///< rows by their repeats
+  bool has_weights() const { return has_weights_; }                     ///< some row's weight isn't 1
+  const std::string& caption(int64_t row) const;  ///< the first
+  std::span<const std::string> captions(int64_t row) const;
   const std::string& file_name(int64_t row) const;
   ImageSize size(int64_t row) const;
   std::vector<uint8_t> read_image(int64_t row) const;
+  std::vector<uint8_t> read_mask(int64_t row) const;  ///< still encoded; empty where the row has none
+  double weight(int64_t row) const;                   ///< of the row's loss; 1 unless packed with another
+  int64_t repeats(int64_t row) const;                 ///< how often an epoch has the row; 1 unless packed with another
   /// SHA-256 over index.json: with the hashes of every shard in it, the identity of the dataset.
   const std::string& hash() const { return hash_; }
   const std::filesystem::path& folder() const { return folder_; }
@@ -67,7 +76,8 @@ class Pack {
   std::filesystem::path folder_;
   std::vector<ShardReader> shards_;
   std::vector<int64_t> first_row_;  // of each shard, and num_samples at the end
-  int64_t num_samples_ = 0;
+  int64_t num_samples_ = 0, num_images_in_epoch_ = 0;
+  bool has_weights_ = false;
   std::string hash_;
 };
 

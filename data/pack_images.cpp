@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "data/image.h"
+#include "data/image_write.h"
 #include "data/pack.h"
 #include "data/pack_index.h"
 #include "dist/durable_file.h"
@@ -35,7 +36,27 @@ struct CheckedImage {
   std::exception_ptr error;
 };
 
-CheckedImage check_image(const SourceImage& source) {
+/// The encoded mask of a picture; empty when it has none.
+std::vector<uint8_t> read_mask(const SourceImage& source, std::span<const uint8_t> image_bytes, ImageSize size,
+                               bool alpha_masks) {
+  if (!source.mask.empty()) {
+    const std::string bytes = read_file(source.mask, kMaxPictureFileBytes);
+    std::vector<uint8_t> mask(bytes.begin(), bytes.end());
+    const Image decoded = decode_image(mask, source.mask.filename().string());
+    if (decoded.height != size.height || decoded.width != size.width)
+      throw Error(ErrorKind::bad_data,
+                  fmt::format("reading the mask '{}' of '{}': expected {} x {} pixels as the picture has, found {} x {}",
+                              source.mask.string(), source.file_name, size.width, size.height, decoded.width,
+                              decoded.height),
+                  "a mask is drawn over its picture: white where the loss counts");
+    return mask;
+  }
+  const Image alpha = alpha_masks ? decode_alpha(image_bytes, source.file_name) : Image{};
+  const bool opaque = std::all_of(alpha.rgb.begin(), alpha.rgb.end(), [](uint8_t value) { return value == 255; });
+  return opaque ? std::vector<uint8_t>() : encode_png(alpha);
+}
+
+CheckedImage check_image(const SourceImage& source, bool alpha_masks) {
   CheckedImage checked;
   try {
     const std::string bytes = read_file(source.path, kMaxPictureFileBytes);
@@ -44,6 +65,10 @@ CheckedImage check_image(const SourceImage& source) {
     checked.sample.size = {image.height, image.width};
     checked.sample.file_name = source.file_name;
     checked.sample.caption = source.caption;
+    checked.sample.more_captions = source.more_captions;
+    checked.sample.weight = source.weight;
+    checked.sample.repeats = source.repeats;
+    checked.sample.mask_bytes = read_mask(source, checked.sample.image_bytes, checked.sample.size, alpha_masks);
   } catch (...) {
     checked.error = std::current_exception();
   }
@@ -53,8 +78,8 @@ CheckedImage check_image(const SourceImage& source) {
 class ImageChecker {
  public:
   /// `images` must outlive it.
-  ImageChecker(const std::vector<SourceImage>& images, int num_threads)
-      : images_(images), window_(2 * static_cast<size_t>(num_threads)) {
+  ImageChecker(const std::vector<SourceImage>& images, int num_threads, bool alpha_masks)
+      : images_(images), alpha_masks_(alpha_masks), window_(2 * static_cast<size_t>(num_threads)) {
     for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this](const std::stop_token& stop) { work(stop); });
   }
   ~ImageChecker() {
@@ -81,7 +106,7 @@ class ImageChecker {
       if (!changed_.wait(lock, stop, has_work) || stop.stop_requested() || taken_ == images_.size()) return;
       const size_t i = taken_++;
       lock.unlock();
-      CheckedImage checked = check_image(images_[i]);
+      CheckedImage checked = check_image(images_[i], alpha_masks_);
       lock.lock();
       window_[i % window_.size()] = std::move(checked);
       changed_.notify_all();
@@ -89,6 +114,7 @@ class ImageChecker {
   }
 
   const std::vector<SourceImage>& images_;
+  const bool alpha_masks_;
   std::mutex mutex_;
   std::condition_variable_any changed_;
   std::vector<std::optional<CheckedImage>> window_;
@@ -224,7 +250,7 @@ int num_threads_for(const PackOptions& options) {
 /// Packs the pictures in order; fills the report's counts of skipped ones.
 void pack_in_order(const std::vector<SourceImage>& images, const PackOptions& options, PackWriter* writer,
                    PackReport* report) {
-  ImageChecker checker(images, num_threads_for(options));
+  ImageChecker checker(images, num_threads_for(options), options.alpha_masks);
   const auto start = std::chrono::steady_clock::now();
   for (size_t i = 0; i < images.size(); ++i) {
     if (options.max_samples > 0 && writer->num_samples() == options.max_samples) break;
@@ -235,6 +261,8 @@ void pack_in_order(const std::vector<SourceImage>& images, const PackOptions& op
       report->left_out.push_back({images[i].file_name, std::move(reason)});
       ++report->num_skipped;
     } else {
+      report->num_masks += !checked.sample.mask_bytes.empty();
+      report->num_images_in_epoch += checked.sample.repeats;
       writer->add(std::move(checked.sample));
     }
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

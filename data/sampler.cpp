@@ -1,13 +1,21 @@
 #include "data/sampler.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "dist/error.h"
 #include "dist/permutation.h"
 
 namespace lorashard {
 
-Sampler::Sampler(uint64_t seed, int64_t num_samples, int64_t train_batch_size, bool class_images)
+Sampler::Sampler(uint64_t seed, int64_t num_samples, int64_t train_batch_size, bool class_images,
+                 const std::vector<int64_t>& repeats)
     : seed_(seed), num_samples_(num_samples), train_batch_size_(train_batch_size), class_images_(class_images) {
   LORASHARD_CHECK(num_samples > 0 && train_batch_size > 0, "{} samples, {} a micro-batch", num_samples, train_batch_size);
+  if (repeats.empty()) return;
+  end_of_row_.resize(repeats.size());
+  std::inclusive_scan(repeats.begin(), repeats.end(), end_of_row_.begin());
+  LORASHARD_CHECK(end_of_row_.back() >= num_samples, "{} images in an epoch, of {}", num_samples, end_of_row_.back());
 }
 
 std::vector<Slot> Sampler::micro_batch(int64_t m) const {
@@ -16,7 +24,10 @@ std::vector<Slot> Sampler::micro_batch(int64_t m) const {
     const int64_t slot = m * train_batch_size_ + i;
     const int64_t epoch = slot / num_samples_;
     const Permutation order(seed_, static_cast<uint64_t>(epoch), num_samples_, class_images_);
-    slots.push_back({static_cast<uint64_t>(slot), order(slot % num_samples_), epoch});
+    int64_t row = order(slot % num_samples_);
+    if (!end_of_row_.empty())
+      row = std::upper_bound(end_of_row_.begin(), end_of_row_.end(), row) - end_of_row_.begin();
+    slots.push_back({static_cast<uint64_t>(slot), row, epoch});
   }
   return slots;
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,10 @@ struct ShardSample {
   std::string caption;               ///< UTF-8
   ImageSize size;                    ///< upright, in pixels
   std::vector<uint8_t> image_bytes;  ///< the file as it was found, still encoded
+  std::vector<std::string> more_captions = {};  ///< UTF-8: others of the same picture
+  std::vector<uint8_t> mask_bytes = {};         ///< an encoded picture of the same size; empty: none
+  double weight = 1;                            ///< of its loss
+  int64_t repeats = 1;                          ///< how often an epoch has it
 };
 
 /// Writes `samples` to `path` durably (temporary, fsync, rename). The bytes depend on the samples alone.
@@ -32,10 +37,15 @@ class ShardReader {
 
   int64_t num_samples() const;
   const std::string& file_name(int64_t i) const;
-  const std::string& caption(int64_t i) const;
+  const std::string& caption(int64_t i) const { return captions(i)[0]; }
+  std::span<const std::string> captions(int64_t i) const;  ///< at least one
   ImageSize size(int64_t i) const;
   /// The encoded picture of sample `i`; its checksum is compared: Error(bad_data) names shard, sample and file_name.
   std::vector<uint8_t> read_image(int64_t i) const;
+  /// Its mask, still encoded; empty where it has none. As read_image().
+  std::vector<uint8_t> read_mask(int64_t i) const;
+  double weight(int64_t i) const;
+  int64_t repeats(int64_t i) const;
 
  private:
   struct Impl;

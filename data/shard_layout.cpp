@@ -25,6 +25,13 @@ uint64_t index_checksum(const Index& index) {
   add(index.captions);
   add(index.file_name_offsets);
   add(index.file_names);
+  if (index.extras) {
+    add(index.extras->caption_counts);
+    add(index.extras->repeats);
+    add(index.extras->weights);
+    add(index.extras->mask_offsets);
+    add(index.extras->mask_checksums);
+  }
   return XXH3_64bits_digest(state.get());
 }
 

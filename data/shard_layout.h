@@ -1,6 +1,7 @@
 // The names and numbers that shard_writer.cpp and shard_reader.cpp share. docs/shard_format.md explains them.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,17 @@ namespace lorashard::shard_layout {
 
 inline constexpr char kFormat[] = "lorashard-shard";
 inline constexpr uint64_t kVersion = 1;  ///< persisted: raise it with every change of the format
+/// Of a shard with a sample that has several captions, a mask, a weight or repeats: it has the datasets of Extras too.
+inline constexpr uint64_t kVersionWithExtras = 2;
+
+/// What few datasets have. n samples.
+struct Extras {
+  std::vector<uint64_t> caption_counts;  ///< captions of each sample, at least 1: then captions aren't one a sample
+  std::vector<uint64_t> repeats;         ///< how often an epoch has each sample, at least 1
+  std::vector<uint64_t> weights;         ///< bits of a double: the sample's loss is multiplied by it
+  std::vector<uint64_t> mask_offsets;    ///< n + 1, into `masks`; equal neighbours: no mask
+  std::vector<uint64_t> mask_checksums;  ///< as image_checksums
+};
 
 /// Everything in a shard but the pictures. n samples; offsets have n + 1 entries, the first 0.
 struct Index {
@@ -18,6 +30,7 @@ struct Index {
   std::vector<uint8_t> captions;  ///< UTF-8, one after the other, and one zero byte at the end
   std::vector<uint64_t> file_name_offsets;
   std::vector<uint8_t> file_names;  ///< likewise
+  std::optional<Extras> extras;
 };
 
 /// xxh3 (64 bits) over the arrays of `index` in the order above, as little-endian bytes: ties them to each other.

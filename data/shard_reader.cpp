@@ -1,7 +1,11 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <bit>
 #include <cerrno>
+#include <cmath>
+#include <numeric>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -41,17 +45,45 @@ Index read_index(const Hdf5Reader& file) {
   index.captions = file.read_bytes("captions");
   index.file_name_offsets = file.read_numbers("file_name_offsets");
   index.file_names = file.read_bytes("file_names");
+  if (file.has_more()) {
+    index.extras = {file.read_numbers("caption_counts"), file.read_numbers("repeats"), file.read_numbers("weights"),
+                    file.read_numbers("mask_offsets"), file.read_numbers("mask_checksums")};
+  }
   return index;
 }
 
-void check_index(const std::filesystem::path& path, const Hdf5Reader& file, const Index& index, uint64_t image_bytes) {
+constexpr uint64_t kMostRepeats = uint64_t{1} << 32;
+
+/// How many captions there are in all; checks everything of `extras` but the offsets of captions.
+uint64_t check_extras(const std::filesystem::path& path, const shard_layout::Extras& extras, uint64_t count,
+                      uint64_t mask_bytes) {
+  for (const auto* numbers : {&extras.caption_counts, &extras.repeats, &extras.weights, &extras.mask_checksums})
+    if (numbers->size() != count) broken(path, fmt::format("its index: expected {} of each column", count));
+  if (mask_bytes == 0) broken(path, "dataset '/masks': a zero byte is missing");
+  check_offsets(path, "mask_offsets", extras.mask_offsets, count, mask_bytes - 1);
+  uint64_t num_captions = 0;
+  for (uint64_t i = 0; i < count; ++i) {
+    const double weight = std::bit_cast<double>(extras.weights[i]);
+    if (extras.caption_counts[i] == 0 || extras.caption_counts[i] >= kMaxSide)
+      broken(path, fmt::format("dataset '/caption_counts': {} is no number of captions", extras.caption_counts[i]));
+    if (extras.repeats[i] == 0 || extras.repeats[i] > kMostRepeats)
+      broken(path, fmt::format("dataset '/repeats': {} is no number of repeats", extras.repeats[i]));
+    if (!std::isfinite(weight) || weight < 0) broken(path, fmt::format("dataset '/weights': {} is no weight", weight));
+    num_captions += extras.caption_counts[i];
+  }
+  return num_captions;
+}
+
+void check_index(const std::filesystem::path& path, const Hdf5Reader& file, const Index& index, uint64_t image_bytes,
+                 uint64_t mask_bytes) {
   if (shard_layout::index_checksum(index) != file.read_number_attribute("index_checksum"))
     broken(path, "its index: the checksum differs");
   const uint64_t count = index.image_checksums.size();
   if (count == 0) broken(path, "its index: it has no samples");
   check_offsets(path, "image_offsets", index.image_offsets, count, image_bytes);
   if (index.captions.empty() || index.file_names.empty()) broken(path, "its index: a text is missing");
-  check_offsets(path, "caption_offsets", index.caption_offsets, count, index.captions.size() - 1);
+  const uint64_t num_captions = index.extras ? check_extras(path, *index.extras, count, mask_bytes) : count;
+  check_offsets(path, "caption_offsets", index.caption_offsets, num_captions, index.captions.size() - 1);
   check_offsets(path, "file_name_offsets", index.file_name_offsets, count, index.file_names.size() - 1);
   if (index.image_sizes.size() != 2 * count) broken(path, "dataset '/image_sizes': expected two numbers a sample");
   for (const uint64_t side : index.image_sizes)
@@ -75,13 +107,17 @@ std::vector<std::string> cut(const std::filesystem::path& path, const std::strin
 struct ShardReader::Impl {
   std::filesystem::path path;
   int fd = -1;
-  uint64_t images_offset = 0;
+  uint64_t images_offset = 0, masks_offset = 0;
   std::vector<uint64_t> image_offsets, image_checksums, image_sizes;
   std::vector<std::string> captions, file_names;
+  std::optional<shard_layout::Extras> extras;
+  std::vector<uint64_t> first_caption;  // of each sample; only with extras
 
   ~Impl() {
     if (fd >= 0) close(fd);
   }
+  /// Bytes [start, start + count) of the file, which belong to sample `at`; `what` of it, for messages.
+  std::vector<uint8_t> read(size_t at, const char* what, uint64_t start, uint64_t count, uint64_t checksum) const;
   void check(int64_t i) const {
     LORASHARD_CHECK(i >= 0 && i < static_cast<int64_t>(image_checksums.size()), "sample {} of {} in '{}'", i,
                     image_checksums.size(), path.string());
@@ -89,18 +125,28 @@ struct ShardReader::Impl {
 };
 
 ShardReader::ShardReader(const std::filesystem::path& path) : impl_(std::make_unique<Impl>()) {
-  const Hdf5Reader file(path, {"images", "image_offsets", "image_checksums", "image_sizes", "caption_offsets",
-                               "captions", "file_name_offsets", "file_names"});
+  const Hdf5Reader file(path,
+                        {"images", "image_offsets", "image_checksums", "image_sizes", "caption_offsets", "captions",
+                         "file_name_offsets", "file_names"},
+                        {"caption_counts", "repeats", "weights", "mask_offsets", "mask_checksums", "masks"});
   if (file.read_string_attribute("format") != shard_layout::kFormat) broken(path, "attribute 'format': another format");
   const uint64_t version = file.read_number_attribute("version");
-  if (version != shard_layout::kVersion)
-    broken(path, fmt::format("attribute 'version': expected {}, found {}", shard_layout::kVersion, version));
+  const uint64_t expected = file.has_more() ? shard_layout::kVersionWithExtras : shard_layout::kVersion;
+  if (version != expected) broken(path, fmt::format("attribute 'version': expected {}, found {}", expected, version));
   const FileExtent images = file.find_contiguous("images");
+  const FileExtent masks = file.has_more() ? file.find_contiguous("masks") : FileExtent{};
   Index index = read_index(file);
-  check_index(path, file, index, images.bytes);
+  check_index(path, file, index, images.bytes, masks.bytes);
 
   impl_->path = path;
   impl_->images_offset = images.offset;
+  impl_->masks_offset = masks.offset;
+  if (index.extras) {
+    const std::vector<uint64_t>& counts = index.extras->caption_counts;
+    impl_->first_caption.resize(counts.size());
+    std::exclusive_scan(counts.begin(), counts.end(), impl_->first_caption.begin(), uint64_t{0});
+  }
+  impl_->extras = std::move(index.extras);
   impl_->captions = cut(path, "captions", index.captions, index.caption_offsets);
   impl_->file_names = cut(path, "file_names", index.file_names, index.file_name_offsets);
   impl_->image_offsets = std::move(index.image_offsets);
@@ -120,9 +166,21 @@ const std::string& ShardReader::file_name(int64_t i) const {
   return impl_->file_names[static_cast<size_t>(i)];
 }
 
-const std::string& ShardReader::caption(int64_t i) const {
+std::span<const std::string> ShardReader::captions(int64_t i) const {
   impl_->check(i);
-  return impl_->captions[static_cast<size_t>(i)];
+  const auto at = static_cast<size_t>(i);
+  if (!impl_->extras) return {&impl_->captions[at], 1};
+  return {&impl_->captions[impl_->first_caption[at]], impl_->extras->caption_counts[at]};
+}
+
+double ShardReader::weight(int64_t i) const {
+  impl_->check(i);
+  return impl_->extras ? std::bit_cast<double>(impl_->extras->weights[static_cast<size_t>(i)]) : 1.0;
+}
+
+int64_t ShardReader::repeats(int64_t i) const {
+  impl_->check(i);
+  return impl_->extras ? static_cast<int64_t>(impl_->extras->repeats[static_cast<size_t>(i)]) : 1;
 }
 
 ImageSize ShardReader::size(int64_t i) const {
@@ -134,13 +192,27 @@ ImageSize ShardReader::size(int64_t i) const {
 std::vector<uint8_t> ShardReader::read_image(int64_t i) const {
   impl_->check(i);
   const auto at = static_cast<size_t>(i);
+  return impl_->read(at, "", impl_->images_offset + impl_->image_offsets[at],
+                     impl_->image_offsets[at + 1] - impl_->image_offsets[at], impl_->image_checksums[at]);
+}
+
+std::vector<uint8_t> ShardReader::read_mask(int64_t i) const {
+  impl_->check(i);
+  if (!impl_->extras) return {};
+  const shard_layout::Extras& extras = *impl_->extras;
+  const auto at = static_cast<size_t>(i);
+  return impl_->read(at, "the mask of ", impl_->masks_offset + extras.mask_offsets[at],
+                     extras.mask_offsets[at + 1] - extras.mask_offsets[at], extras.mask_checksums[at]);
+}
+
+std::vector<uint8_t> ShardReader::Impl::read(size_t at, const char* what, uint64_t start, uint64_t count,
+                                             uint64_t checksum) const {
   const auto where = [&] {
-    return fmt::format("reading shard '{}', sample {} ('{}')", impl_->path.string(), i, impl_->file_names[at]);
+    return fmt::format("reading shard '{}', {}sample {} ('{}')", path.string(), what, at, file_names[at]);
   };
-  std::vector<uint8_t> bytes(impl_->image_offsets[at + 1] - impl_->image_offsets[at]);
-  const uint64_t start = impl_->images_offset + impl_->image_offsets[at];
+  std::vector<uint8_t> bytes(count);
   for (size_t done = 0; done < bytes.size();) {
-    const ssize_t n = pread(impl_->fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(start + done));
+    const ssize_t n = pread(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(start + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) throw errno_error(where());
     if (n == 0)
@@ -149,7 +221,7 @@ std::vector<uint8_t> ShardReader::read_image(int64_t i) const {
                   "pack the images again");
     done += static_cast<size_t>(n);
   }
-  if (shard_layout::checksum(bytes.data(), bytes.size()) != impl_->image_checksums[at])
+  if (shard_layout::checksum(bytes.data(), bytes.size()) != checksum)
     throw Error(ErrorKind::bad_data, fmt::format("{}: the checksum of its bytes differs", where()),
                 "the file was damaged after it was written: pack the images again, and look at the disk");
   return bytes;

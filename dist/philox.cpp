@@ -29,8 +29,10 @@ std::array<uint32_t, 4> philox(uint64_t seed, uint64_t slot, Purpose purpose, ui
   return philox4x32_10({low(slot), high(slot), static_cast<uint32_t>(purpose), block}, {low(seed), high(seed)});
 }
 
-double uniform(uint64_t seed, uint64_t slot, Purpose purpose) {
-  const auto words = philox(seed, slot, purpose, 0);
+double uniform(uint64_t seed, uint64_t slot, Purpose purpose) { return uniform_at(seed, slot, purpose, 0); }
+
+double uniform_at(uint64_t seed, uint64_t slot, Purpose purpose, uint32_t block) {
+  const auto words = philox(seed, slot, purpose, block);
   const uint64_t bits = uint64_t{words[1]} << 32 | words[0];
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }

@@ -22,6 +22,13 @@ enum class Purpose : uint32_t {
   lora_init = 11,     ///< slot = position of the module in the adapter
   lora_dropout = 12,  ///< block's high bits = position of the module
   base_init = 13,     ///< init-base (slot = position of the tensor)
+  caption_shuffle = 20,      ///< a block a tag
+  caption_tag_dropout = 21,  ///< a block a tag
+  caption_wildcard = 22,     ///< a block a wildcard
+  noise_offset_strength = 23,
+  input_perturbation_strength = 24,
+  multires_noise = 25,        ///< block's high bits = level
+  multires_noise_size = 26,   ///< a block a level
   class_image = 0x8000,  ///< added to the purposes above for the class image of the same slot
 };
 
@@ -39,6 +46,9 @@ std::array<uint32_t, 4> philox4x32_10(std::array<uint32_t, 4> counter, std::arra
 
 /// Uniform double in [0, 1) with 53 random bits, from block 0 of (seed, slot, purpose).
 double uniform(uint64_t seed, uint64_t slot, Purpose purpose);
+
+/// The same from block `block`, for purposes that draw several: uniform() is that of block 0.
+double uniform_at(uint64_t seed, uint64_t slot, Purpose purpose, uint32_t block);
 
 /// Uniform integer in [0, n), n >= 1, without bias that matters (53 bits): floor(uniform * n).
 int64_t uniform_int(uint64_t seed, uint64_t slot, Purpose purpose, int64_t n);

@@ -18,7 +18,8 @@ constexpr const char* kFooter =
     "SOURCE is searched with its sub-folders for PNG, JPEG and WebP files. Their captions come from the first of "
     "these\n"
     "that is there, or from what --captions says:\n"
-    "  metadata_jsonl  metadata.jsonl: {\"file_name\": \"a.png\", \"text\": \"a red bird\"} a line\n"
+    "  metadata_jsonl  metadata.jsonl: {\"file_name\": \"a.png\", \"text\": \"a red bird\"} a line; \"text\" may be an\n"
+    "                  array of captions, of which one is drawn each time\n"
     "  metadata_csv    metadata.csv: the same columns, with a header\n"
     "  txt_beside      a.txt beside a.png: its first line that isn't blank\n"
     "  none            no captions, as DreamBooth wants it\n"
@@ -71,6 +72,8 @@ void print_json(const PackReport& report, const std::string& out) {
                                        {"captions", to_string(report.caption_source)},
                                        {"num_shards", report.num_shards},
                                        {"image_bytes", report.bytes},
+                                       {"num_masks", report.num_masks},
+                                       {"num_images_in_epoch", report.num_images_in_epoch},
                                        {"num_skipped", report.num_skipped},
                                        {"num_other_files", report.num_other_files},
                                        {"num_longer_caption_files", report.num_longer_caption_files},
@@ -102,6 +105,14 @@ void add_pack_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--caption-column", options.folder.caption_column, "the table's column of captions")
       ->capture_default_str();
+  command->add_option("--mask-column", options.folder.mask_column,
+                      "the table's column of masks: pictures of the same size, white where the loss counts");
+  command->add_option("--weight-column", options.folder.weight_column, "the table's column of loss weights, from 0");
+  command->add_option("--repeats-column", options.folder.repeats_column,
+                      "the table's column of how often an epoch has a picture");
+  command->add_flag("--alpha-masks", options.alpha_masks, "a picture's alpha channel is its mask, where it has no other");
+  command->add_flag("--all-caption-lines", options.folder.all_caption_lines,
+                    "each line of a .txt is a caption of its own; one is drawn each time");
   command->add_flag("--allow-missing-captions", options.folder.allow_missing_captions,
                     "take pictures without a caption too, with an empty one");
   command->add_option("--on-bad-image", arguments->on_bad_image, "a picture that can't be decoded: stop, or skip it")

@@ -98,6 +98,12 @@ at::Tensor DDPMScheduler::target(const at::Tensor& latents, const at::Tensor& no
   return latents;
 }
 
+at::Tensor DDPMScheduler::sigmas(const at::Tensor& timesteps) const {
+  at::Tensor acp = alphas_cumprod_.to(timesteps.device()).index_select(0, timesteps);
+  if (config_.rescale_betas_zero_snr) acp = at::where(timesteps == config_.num_train_timesteps - 1, 0x1p-24, acp);
+  return ((1.0 - acp) / acp).sqrt();
+}
+
 at::Tensor DDPMScheduler::compute_snr(const at::Tensor& timesteps) const {
   const at::Tensor acp = alphas_cumprod_.to(timesteps.device()).index_select(0, timesteps);
   return at::pow(acp.sqrt() / (1.0 - acp).sqrt(), 2);

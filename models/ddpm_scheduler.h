@@ -17,6 +17,9 @@ class DDPMScheduler {
   at::Tensor get_velocity(const at::Tensor& latents, const at::Tensor& noise, const at::Tensor& timesteps) const;
   /// What the model is to predict: noise (epsilon), velocity (v_prediction) or latents (sample).
   at::Tensor target(const at::Tensor& latents, const at::Tensor& noise, const at::Tensor& timesteps) const;
+  /// sqrt((1 - acp_t) / acp_t), fp32 [B]: the noise of EulerDiscreteScheduler (schedulers/scheduling_euler_discrete.py),
+  /// which takes 2^-24 for an acp of 0.
+  at::Tensor sigmas(const at::Tensor& timesteps) const;
   /// acp_t / (1 - acp_t), fp32 [B] (diffusers training_utils.compute_snr).
   at::Tensor compute_snr(const at::Tensor& timesteps) const;
 

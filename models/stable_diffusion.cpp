@@ -111,6 +111,7 @@ StableDiffusion load_stable_diffusion(const fs::path& path, const StableDiffusio
   const BaseParts parts = read_parts(path, options);
   BaseConfigs configs = parts.configs;
   if (!options.prediction_type.empty()) configs.scheduler.prediction_type = options.prediction_type;
+  if (options.rescale_betas_zero_snr) configs.scheduler.rescale_betas_zero_snr = true;
   check_parts(path, configs);
 
   StableDiffusion base;

@@ -40,6 +40,7 @@ struct StableDiffusionOptions {
   std::filesystem::path tokenizer = {};        ///< folder of a tokenizer or of a pipeline, or CLIP's vocabulary file; empty: the base's own
   std::string prediction_type = {};            ///< overrides the scheduler's; empty: the base's own
   at::ScalarType dtype = at::kFloat;      ///< of the frozen weights
+  bool rescale_betas_zero_snr = false;    ///< the noise schedule ends in pure noise, whatever the base's scheduler says
 };
 
 /// `path`: a folder or a single file. Throws Error(usage) naming a folder or file that isn't there, Error(bad_data) for one that is wrong.

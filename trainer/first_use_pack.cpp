@@ -11,6 +11,11 @@ PackOptions pack_options(const Recipe& recipe) {
   PackOptions options;
   options.folder.image_column = recipe.data.image_column;
   options.folder.caption_column = recipe.data.caption_column;
+  options.folder.mask_column = recipe.data.mask_column;
+  options.folder.weight_column = recipe.data.weight_column;
+  options.folder.repeats_column = recipe.data.repeats_column;
+  options.folder.all_caption_lines = recipe.data.all_caption_lines;
+  options.alpha_masks = recipe.data.alpha_masks;
   options.on_bad_image = recipe.data.on_bad_image == "skip" ? OnBadImage::skip : OnBadImage::stop;
   return options;
 }

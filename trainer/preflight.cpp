@@ -44,7 +44,7 @@ void require_custom_prompts(const Recipe& recipe, const Pack& pack) {
 
 int64_t num_train_samples(const Recipe& recipe, const Pack& pack) {
   const int64_t limit = recipe.data.max_train_samples;
-  return limit > 0 ? std::min(pack.num_samples(), limit) : pack.num_samples();
+  return limit > 0 ? std::min(pack.num_images_in_epoch(), limit) : pack.num_images_in_epoch();
 }
 
 void require_class_images(const Recipe& recipe, const Pack& class_pack) {
@@ -76,6 +76,7 @@ StableDiffusionOptions base_options(const Recipe& recipe) {
   options.tokenizer = recipe.model.tokenizer_name;
   options.vae_folder = recipe.model.pretrained_vae_model_name_or_path;
   options.prediction_type = recipe.model.prediction_type;
+  options.rescale_betas_zero_snr = recipe.model.rescale_betas_zero_snr;
   options.dtype = recipe.train.mixed_precision == "bf16" ? at::kBFloat16 : at::kFloat;
   return options;
 }

@@ -15,6 +15,7 @@ void refuse_fp16_without_gpu(const Recipe& recipe);
 void prepare_output_dir(const std::filesystem::path& output_dir);
 /// With dreambooth.custom_instance_prompts: some picture must have a caption of its own.
 void require_custom_prompts(const Recipe& recipe, const Pack& pack);
+/// Images in an epoch.
 int64_t num_train_samples(const Recipe& recipe, const Pack& pack);
 /// The class pack must hold num_class_images pictures.
 void require_class_images(const Recipe& recipe, const Pack& class_pack);

@@ -18,6 +18,7 @@ struct Recipe {
 
   struct Model {
     std::string pretrained_model_name_or_path, config, tokenizer_name, variant, pretrained_vae_model_name_or_path, prediction_type;
+    bool rescale_betas_zero_snr = false;
   } model;
   struct Output {
     std::vector<std::string> formats = {"diffusers"};
@@ -37,7 +38,8 @@ struct Recipe {
     std::string image_interpolation_mode = "lanczos";
     int64_t max_train_samples = 0;  ///< 0: all
     int64_t dataloader_num_workers = 2;
-    std::string image_column = "file_name", caption_column = "text";
+    std::string image_column = "file_name", caption_column = "text", mask_column, weight_column, repeats_column;
+    bool alpha_masks = false, all_caption_lines = false;
     std::string on_bad_image = "stop";
   } data;
   struct DreamBooth {
@@ -54,8 +56,38 @@ struct Recipe {
     std::optional<int64_t> max_train_steps, num_train_epochs;
     std::string mixed_precision = "no";
     double max_grad_norm = 1.0;
+    std::optional<double> snr_gamma;
+    double noise_offset = 0, input_perturbation = 0;
+    bool do_edm_style_training = false;
     bool deterministic = true;
   } train;
+  struct Noise {
+    bool noise_offset_random_strength = false, input_perturbation_random_strength = false;
+    std::optional<double> adaptive_noise_scale;
+  } noise;
+  struct Timesteps {
+    int64_t min_timestep = 0, max_timestep = 0;  ///< max 0: all of the base's
+    std::string timestep_bias_strategy = "none";
+    double timestep_bias_multiplier = 1.0;
+    int64_t timestep_bias_begin = 0, timestep_bias_end = 1000;
+    double timestep_bias_portion = 0.25;
+  } timesteps;
+  struct Loss {
+    std::string loss_type = "l2", huber_schedule = "snr";
+    double huber_c = 0.1, huber_scale = 1.0;
+    bool scale_v_pred_loss_like_noise_pred = false, debiased_estimation_loss = false;
+    double v_pred_like_loss = 0;
+    bool masked_loss = false, normalize_masked_area_loss = false;
+    double unmasked_weight = 0;
+  } loss;
+  struct Captions {
+    std::string caption_prefix, caption_suffix;
+    double caption_dropout_rate = 0, caption_tag_dropout_rate = 0;
+    int64_t caption_dropout_every_n_epochs = 0;
+    bool shuffle_caption = false, enable_wildcard = false;
+    int64_t keep_tokens = 0;
+    std::string keep_tokens_separator, caption_separator = ",", secondary_separator;
+  } captions;
   struct Distributed {
     int64_t threads_per_rank = 0;
     double collective_timeout_s = 60;  ///< 0: no heartbeat

@@ -41,6 +41,8 @@ void add_lora_fields(Fields& fields, Recipe& recipe);
 void add_data_fields(Fields& fields, Recipe& recipe);
 void add_dreambooth_fields(Fields& fields, Recipe& recipe);
 void add_train_fields(Fields& fields, Recipe& recipe);
+void add_loss_fields(Fields& fields, Recipe& recipe);
+void add_caption_fields(Fields& fields, Recipe& recipe);
 void add_optimizer_fields(Fields& fields, Recipe& recipe);
 void add_run_fields(Fields& fields, Recipe& recipe);
 

@@ -11,6 +11,8 @@ std::vector<RecipeField> recipe_fields(Recipe& recipe) {
   add_data_fields(fields, recipe);
   add_dreambooth_fields(fields, recipe);
   add_train_fields(fields, recipe);
+  add_loss_fields(fields, recipe);
+  add_caption_fields(fields, recipe);
   add_optimizer_fields(fields, recipe);
   add_run_fields(fields, recipe);
   return fields;

@@ -28,6 +28,9 @@ void add_base_fields(Fields& f, Recipe& r) {
                kFree, "Another VAE: its folder, a diffusers folder, or one .safetensors file. Empty: the base model's own."});
   f.push_back({"model", "prediction_type", &r.model.prediction_type, one_of({"", "epsilon", "v_prediction"}), kIdentity,
                "What the UNet predicts. Empty: what the base model's scheduler says."});
+  f.push_back({"model", "rescale_betas_zero_snr", &r.model.rescale_betas_zero_snr, anything(), kIdentity,
+               "Rescale the noise schedule so that its last timestep is pure noise (arXiv 2305.08891; for v_prediction). "
+               "false: what the base model's scheduler says."});
 
   f.push_back({"output", "formats", &r.output.formats, one_of({"diffusers"}), kFree,
                "Adapter files to write: \"diffusers\" is pytorch_lora_weights.safetensors."});

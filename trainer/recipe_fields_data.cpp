@@ -18,13 +18,24 @@ void add_data_fields(Fields& f, Recipe& r) {
                one_of({"nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"}), kIdentity,
                "How pictures are resized."});
   f.push_back({"data", "max_train_samples", &r.data.max_train_samples, at_least(0), kIdentity,
-               "Use only the first so many samples. 0: all."});
+               "Use only the first so many samples; one with repeats counts so often. 0: all."});
   f.push_back({"data", "dataloader_num_workers", &r.data.dataloader_num_workers, between(0, 1024), kFree,
                "Threads of each rank that prepare batches ahead. 0: none, batches are made between steps."});
   f.push_back({"data", "image_column", &r.data.image_column, not_empty(), kFree,
                "Field of metadata.jsonl or metadata.csv that names the picture, when an image folder is packed."});
   f.push_back({"data", "caption_column", &r.data.caption_column, not_empty(), kFree,
-               "Field of metadata.jsonl or metadata.csv that holds the caption, when an image folder is packed."});
+               "Field of metadata.jsonl or metadata.csv that holds the caption, when an image folder is packed. In JSON it may be an array "
+               "of captions, of which one is drawn each time."});
+  f.push_back({"data", "mask_column", &r.data.mask_column, anything(), kFree,
+               "Field of these that names a mask as large as the picture, when an image folder is packed. Empty: none."});
+  f.push_back({"data", "weight_column", &r.data.weight_column, anything(), kFree,
+               "Field of these with a factor of the picture's loss, when an image folder is packed. Empty: none."});
+  f.push_back({"data", "repeats_column", &r.data.repeats_column, anything(), kFree,
+               "Field of these that says how often an epoch has the picture, when an image folder is packed. Empty: once."});
+  f.push_back({"data", "alpha_masks", &r.data.alpha_masks, anything(), kFree,
+               "A picture's alpha channel is its mask, when an image folder is packed."});
+  f.push_back({"data", "all_caption_lines", &r.data.all_caption_lines, anything(), kFree,
+               "Each line of a .txt beside a picture is a caption of its own, when an image folder is packed."});
   f.push_back({"data", "on_bad_image", &r.data.on_bad_image, one_of({"stop", "skip"}), kFree,
                "What to do with a picture that can't be decoded, when an image folder is packed."});
 }

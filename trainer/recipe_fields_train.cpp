@@ -28,6 +28,16 @@ void add_train_fields(Fields& f, Recipe& r) {
        "support, and fp16 needs one."});
   f.push_back({"train", "max_grad_norm", &r.train.max_grad_norm, above_zero(), kIdentity,
                "The gradient of a step is scaled down to this 2-norm when it is larger."});
+  f.push_back({"train", "snr_gamma", &r.train.snr_gamma, above_zero(), kIdentity,
+               "Weigh each image's loss by min(SNR, this) over the SNR of its timestep (min-SNR, arXiv 2303.09556; 5.0 is "
+               "usual). Absent: all alike."});
+  f.push_back({"train", "noise_offset", &r.train.noise_offset, at_least(0), kIdentity,
+               "Add this times one normal number for each channel of an image to the noise, so that brightness is learnt."});
+  f.push_back({"train", "input_perturbation", &r.train.input_perturbation, at_least(0), kIdentity,
+               "Add this times further noise to the UNet's input only (0.1 is usual; sd-scripts' ip_noise_gamma)."});
+  f.push_back({"train", "do_edm_style_training", &r.train.do_edm_style_training, anything(), kIdentity,
+               "Train on the latents that the UNet's prediction stands for, weighed by the noise (EDM, arXiv 2206.00364), as "
+               "train_dreambooth_lora_sdxl.py does with an EulerDiscreteScheduler. Not with snr_gamma."});
   f.push_back({"train", "deterministic", &r.train.deterministic, anything(), kIdentity,
                "Sum gradients as integers, so that any number of ranks gives the same bits. false: sum in fp32."});
   f.push_back({"distributed", "threads_per_rank", &r.distributed.threads_per_rank, between(0, 4096),

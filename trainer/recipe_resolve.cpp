@@ -101,6 +101,12 @@ void check_recipe_rules(const Recipe& recipe, const std::string& name) {
            "add max_train_steps to [train]");
   }
   if (train.total_batch_size) check_divisible(recipe, name + ": ");
+  const bool weighs = train.snr_gamma || recipe.loss.debiased_estimation_loss || recipe.loss.v_pred_like_loss != 0 ||
+                      recipe.loss.scale_v_pred_loss_like_noise_pred;
+  if (train.do_edm_style_training && weighs) {
+    refuse(fmt::format("{}: 'train.do_edm_style_training' weighs timesteps by itself", name),
+           "leave out snr_gamma, debiased_estimation_loss, v_pred_like_loss and scale_v_pred_loss_like_noise_pred");
+  }
   const Recipe::Distributed& distributed = recipe.distributed;
   if (distributed.collective_timeout_s > 0 && distributed.collective_timeout_s < 3 * distributed.heartbeat_s) {
     refuse(fmt::format("{}: 'distributed.collective_timeout_s' = {:g} is less than three times 'distributed.heartbeat_s' = {:g}", name,

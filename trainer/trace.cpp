@@ -38,7 +38,7 @@ void Trace::micro_batch(int64_t step, const Batch& batch, const Conditioning& co
   record(at_micro + "input_ids", batch.input_ids);
   record(at_micro + "input_ids_2", batch.input_ids_2);
   record(at_micro + "latents", conditioning.latents);
-  record(at_micro + "noise", batch.noise);
+  record(at_micro + "noise", out.noise);
   record(at_micro + "timesteps", batch.timesteps);
   record(at_micro + "noisy_latents", out.noisy_latents);
   record(at_micro + "encoder_hidden_states", conditioning.encoder_hidden_states);
@@ -49,6 +49,10 @@ void Trace::micro_batch(int64_t step, const Batch& batch, const Conditioning& co
   record(at_micro + "instance_loss", out.instance_loss);
   record(at_micro + "prior_loss", out.prior_loss);
   record(at_micro + "loss", out.loss);
+  record(at_micro + "weights", out.weights);
+  record(at_micro + "loss_mask", batch.loss_mask);
+  record(at_micro + "loss_weights", batch.loss_weights);
+  record(at_micro + "image_losses", out.image_losses);
 }
 
 void Trace::gradient(int64_t step, const LoraAdapter& adapter, const at::Tensor& mean_gradient) {

@@ -96,7 +96,7 @@ StepMetrics Trainer::train_step(int64_t step) {
 
     // 2. Pictures and captions to latents and text embeddings; noise; prediction; loss.
     const Conditioning conditioning = encode(base_, batch, recipe_.train.deterministic, recipe_.lora.train_text_encoder);
-    const DiffusionLoss out = diffusion_loss(base_, conditioning, batch, recipe_.dreambooth.prior_loss_weight);
+    const DiffusionLoss out = diffusion_loss(base_, conditioning, batch, loss_options_, recipe_.dreambooth.prior_loss_weight);
 
     // 3. Backward: gradients of the adapter alone, into its one flat tensor; then into the sum that order can't change.
     adapter_.flat_gradients().zero_();

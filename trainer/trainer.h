@@ -15,6 +15,7 @@
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_writer.h"
 #include "trainer/first_use_pack.h"
+#include "trainer/loss_weights.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/recipe.h"
@@ -71,6 +72,7 @@ class Trainer {
   StableDiffusion base_;
   std::string base_hash_;
   LoraAdapter adapter_;
+  LossOptions loss_options_;
 
   int64_t num_micro_batches_ = 0;  // M of an optimizer step, over all ranks
   int64_t num_samples_ = 0;        // rows trained on

@@ -10,6 +10,7 @@
 #include "dist/log.h"
 #include "trainer/first_use_pack.h"
 #include "trainer/preflight.h"
+#include "trainer/recipe_options.h"
 #include "trainer/resume.h"
 #include "trainer/trainer.h"
 
@@ -98,6 +99,8 @@ void Trainer::load_base() {
   base_ = load_stable_diffusion(recipe_.model.pretrained_model_name_or_path, options);
   base_hash_ = base_model_hash(recipe_.model.pretrained_model_name_or_path, options);
   require_resolution_fits(recipe_, base_);
+  loss_options_ = loss_options(recipe_, base_.noise_scheduler->config());
+  const TimestepDistribution check(timestep_options(recipe_, base_.noise_scheduler->config().num_train_timesteps));
 }
 
 void Trainer::inject_lora() {
@@ -156,7 +159,13 @@ void Trainer::start_loader() {
                           .class_prompt = recipe_.dreambooth.class_prompt};
   options.latent_channels = base_.vae->config().latent_channels;
   options.latent_height = options.latent_width = latent_side;
-  options.num_train_timesteps = base_.noise_scheduler->config().num_train_timesteps;
+  options.timesteps = timestep_options(recipe_, base_.noise_scheduler->config().num_train_timesteps);
+  options.captions = caption_options(recipe_);
+  options.loss_masks = loss_options_.masked_loss;
+  options.draw_noise_offset = recipe_.train.noise_offset != 0;
+  options.draw_input_perturbation = recipe_.train.input_perturbation != 0;
+  options.noise_offset_random_strength = recipe_.noise.noise_offset_random_strength;
+  options.input_perturbation_random_strength = recipe_.noise.input_perturbation_random_strength;
   options.tokenize = [tokenizer = base_.tokenizer](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
   if (base_.is_sdxl()) {
     options.tokenize_2 = [tokenizer = base_.tokenizer_2](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };

@@ -55,7 +55,7 @@ class DataLoaderTest : public testing::Test {
     options.prefetch_batches = 3;
     options.transform = {.resolution = 16, .random_flip = true};
     options.latent_height = options.latent_width = 2;
-    options.caption_dropout = 0.3;
+    options.captions.caption_dropout_rate = 0.3;
     options.tokenize = [](const std::vector<std::string>& captions) {
       const auto ids = at::empty({static_cast<int64_t>(captions.size())}, at::kLong);
       for (size_t i = 0; i < captions.size(); ++i)

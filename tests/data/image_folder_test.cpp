@@ -203,7 +203,7 @@ TEST_F(ImageFolderTest, BrokenTablesNameTheLine) {
       {"[1]", "line 2: expected a JSON object, found array"},
       {"{\"text\": \"t\"}", "line 2: expected a column 'file_name'"},
       {"{\"file_name\": 3}", "line 2: 'file_name': expected a text, found number"},
-      {"{\"file_name\": \"a.png\", \"text\": [\"a\", \"b\"]}", "a picture has one caption"},
+      {"{\"file_name\": \"a.png\", \"text\": [\"a\", 2]}", "'text': expected texts, found number"},
       {"{\"file_name\": \"a.png\", \"file_name\": \"b.png\"}", "line 2: the key 'file_name' is there twice"},
       {"{\"file_name\": \"a.png\", \"x\": " + std::string(100'000, '['), "line 2: JSON nested deeper than 32"},
       {"{\"file_name\": \"a.png\", \"text\": \"\xc3(\"}", "line 2: expected UTF-8"},
@@ -258,6 +258,56 @@ TEST(CaptionSource, WordsAreReadBack) {
                             CaptionSource::none, CaptionSource::folder_names})
     EXPECT_EQ(parse_caption_source(to_string(source)), source);
   EXPECT_THROW(parse_caption_source("csv"), Error);
+}
+
+TEST_F(ImageFolderTest, TablesMayHoldSeveralCaptionsMasksWeightsAndRepeats) {
+  put_all({"a.png", "b.png", "sub/a-mask.png"});
+  put("metadata.jsonl",
+      "{\"file_name\": \"a.png\", \"text\": [\"one\", \"\", \"two\"], \"m\": \"sub/a-mask.png\", \"w\": 0.5, \"r\": 3}\n"
+      "{\"file_name\": \"b.png\", \"text\": \"only\", \"m\": null}");
+  const ImageFolder folder = list({.mask_column = "m", .weight_column = "w", .repeats_column = "r"});
+  ASSERT_EQ(folder.images.size(), 2u);
+  EXPECT_TRUE(folder.left_out.empty()) << "a mask isn't a picture that was forgotten";
+  const SourceImage &a = folder.images[0], &b = folder.images[1];
+  EXPECT_EQ(a.caption, "one");
+  EXPECT_THAT(a.more_captions, ElementsAre("two"));
+  EXPECT_EQ(a.mask.filename(), "a-mask.png");
+  EXPECT_EQ(a.weight, 0.5);
+  EXPECT_EQ(a.repeats, 3);
+  EXPECT_TRUE(b.mask.empty() && b.weight == 1 && b.repeats == 1 && b.more_captions.empty());
+
+  put("metadata.jsonl", "{\"file_name\": \"a.png\", \"text\": \"x\", \"m\": \"../other.png\"}");
+  expect_error(ErrorKind::bad_data, "'../other.png': it holds '..'", {.mask_column = "m"});
+  for (const char* bad : {"-1", "\"2\"", "1e999"}) {
+    put("metadata.jsonl", fmt::format("{{\"file_name\": \"a.png\", \"text\": \"x\", \"w\": {}}}", bad));
+    expect_error(ErrorKind::bad_data, "metadata.jsonl', line 1", {.weight_column = "w"});
+  }
+  for (const char* bad : {"0", "1.5", "-2"}) {
+    put("metadata.jsonl", fmt::format("{{\"file_name\": \"a.png\", \"text\": \"x\", \"r\": {}}}", bad));
+    expect_error(ErrorKind::bad_data, "'r': expected a whole number from 1", {.repeats_column = "r"});
+  }
+}
+
+TEST_F(ImageFolderTest, CsvColumnsOfNumbersAreRead) {
+  put_all({"a.png", "b.png"});
+  put("metadata.csv", "file_name,text,w,r\na.png,x,2.5,4\nb.png,y,,\n");
+  const ImageFolder folder = list({.weight_column = "w", .repeats_column = "r"});
+  EXPECT_EQ(folder.images[0].weight, 2.5);
+  EXPECT_EQ(folder.images[0].repeats, 4);
+  EXPECT_TRUE(folder.images[1].weight == 1 && folder.images[1].repeats == 1);
+  put("metadata.csv", "file_name,text,w\na.png,x,much\n");
+  expect_error(ErrorKind::bad_data, "'w': expected a number, found 'much'", {.weight_column = "w"});
+  expect_error(ErrorKind::bad_data, "expected a column 'weight'", {.weight_column = "weight"});
+}
+
+TEST_F(ImageFolderTest, EachLineOfATextIsACaptionWhenAskedFor) {
+  put_all({"a.png"});
+  put("a.txt", "first \n\n second\nthird");
+  EXPECT_TRUE(list().images[0].more_captions.empty());
+  const ImageFolder folder = list({.all_caption_lines = true});
+  EXPECT_EQ(folder.images[0].caption, "first");
+  EXPECT_THAT(folder.images[0].more_captions, ElementsAre("second", "third"));
+  EXPECT_EQ(folder.num_longer_caption_files, 0);
 }
 
 }  // namespace

@@ -99,5 +99,26 @@ TEST(MicroBatchSchedule, ARankBeyondTheMicroBatchesHasNothingToDo) {
   EXPECT_THROW(schedule[0], Error);
 }
 
+TEST(Sampler, AnEpochHasEachRowAsOftenAsItsRepeats) {
+  const std::vector<int64_t> repeats = {1, 4, 1, 2};
+  const Sampler sampler(3, 8, 3, /*class_images=*/false, repeats);
+  for (int64_t epoch = 0; epoch < 6; ++epoch) {
+    std::vector<int64_t> counts(4, 0);
+    for (int64_t m = 0; m < 16; ++m)
+      for (const Slot& slot : sampler.micro_batch(m))
+        if (slot.epoch == epoch) ++counts[slot.row];
+    EXPECT_EQ(counts, repeats);
+  }
+  const Sampler first(3, 5, 1, /*class_images=*/false, repeats);  // row 0, and row 1 four times
+  for (int64_t m = 0; m < 20; ++m) EXPECT_LE(first.micro_batch(m)[0].row, 1);
+  EXPECT_THROW(Sampler(3, 9, 1, false, repeats), Error);
+}
+
+TEST(Sampler, RepeatsOfOneChangeNothing) {
+  const Sampler plain(3, 10, 2), repeated(3, 10, 2, false, std::vector<int64_t>(10, 1));
+  for (int64_t m = 0; m < 20; ++m)
+    for (int64_t i = 0; i < 2; ++i) EXPECT_EQ(plain.micro_batch(m)[i].row, repeated.micro_batch(m)[i].row);
+}
+
 }  // namespace
 }  // namespace lorashard

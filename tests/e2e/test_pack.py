@@ -31,10 +31,13 @@ def read_pack(folder):
         data = open(path, "rb").read()
         assert entry["file_bytes"] == len(data) and entry["sha256"] == hashlib.sha256(data).hexdigest()
         with h5py.File(path, "r", locking=False) as shard:
-            assert shard.attrs["format"] == b"lorashard-shard" and shard.attrs["version"] == 1
+            version = shard.attrs["version"]
+            assert shard.attrs["format"] == b"lorashard-shard" and version in (1, 2)
             names = ["image_offsets", "image_checksums", "image_sizes", "caption_offsets", "captions", "file_name_offsets",
                      "file_names"]
-            assert sorted(shard) == sorted(names + ["images"])
+            extras = ["caption_counts", "repeats", "weights", "mask_offsets", "mask_checksums"] if version == 2 else []
+            assert sorted(shard) == sorted(names + ["images"] + extras + ["masks"] * bool(extras))
+            names += extras
             checksum = xxhash.xxh3_64()
             for name in names:
                 assert shard[name].fletcher32 and shard[name].chunks and shard[name].compression is None

@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+import torch
 
 from lorashard_runs import REPO, lorashard, make_base, make_pack, make_pictures, write_recipe
 
@@ -40,3 +41,46 @@ def test_every_step_equals_diffusers(tmp_path, preset):
     assert not errors.outside(), errors.table()
     norms = [replay.trace[f"step{step}/grad_norm"].item() for step in replay.steps]
     assert min(norms) > 0.02, f"the gradient was not clipped: {norms}"
+
+
+# Every option of noise, timesteps, loss and captions at least once; what can be together is together.
+OPTIONS = {
+    "min_snr": ("tiny-sd15", {"train__snr_gamma": 5.0, "train__noise_offset": 0.1, "train__input_perturbation": 0.1,
+                              "captions__shuffle_caption": True, "captions__keep_tokens": 1, "timesteps__min_timestep": 100}),
+    "zero_snr": ("tiny-sd21", {"model__rescale_betas_zero_snr": True, "train__snr_gamma": 1.0,
+                               "timesteps__timestep_bias_strategy": "later", "timesteps__timestep_bias_multiplier": 50.0,
+                               "timesteps__timestep_bias_portion": 0.002, "captions__caption_dropout_rate": 0.5}),
+    "huber": ("tiny-sd15", {"loss__loss_type": "huber", "loss__debiased_estimation_loss": True, "train__noise_offset": 0.2,
+                            "noise__adaptive_noise_scale": -0.05, "noise__noise_offset_random_strength": True,
+                            "train__input_perturbation": 0.2, "noise__input_perturbation_random_strength": True}),
+    "smooth_l1": ("tiny-sd21", {"loss__loss_type": "smooth_l1", "loss__huber_schedule": "exponential", "loss__huber_scale": 0.5,
+                                "loss__scale_v_pred_loss_like_noise_pred": True, "loss__debiased_estimation_loss": True}),
+    "l1": ("tiny-sd15", {"loss__loss_type": "l1", "loss__v_pred_like_loss": 0.5, "captions__caption_prefix": "photo, of {a|the} thing,",
+                         "captions__enable_wildcard": True, "captions__caption_tag_dropout_rate": 0.3}),
+    "edm_epsilon": ("tiny-sd15", {"train__do_edm_style_training": True, "train__noise_offset": 0.05}),
+    "edm_velocity": ("tiny-sd21", {"train__do_edm_style_training": True, "model__rescale_betas_zero_snr": True}),
+    "constant_huber": ("tiny-sd15", {"loss__loss_type": "huber", "loss__huber_schedule": "constant"}),
+}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("options")
+    make_pack(folder / "pack", make_pictures(folder / "pictures"))
+    for preset in ("tiny-sd15", "tiny-sd21"):
+        make_base(folder / preset, preset)
+    return folder
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_of_noise_loss_and_captions_equal_the_scripts(work, name):
+    preset, options = OPTIONS[name]
+    recipe = write_recipe(work / f"{name}.toml", work / preset, work / "pack", work / name, train__train_batch_size=2,
+                          train__total_batch_size=4, train__max_train_steps=3, debug__trace_steps=3, **options)
+    lorashard("train", recipe)
+    replay = Replay(work / name)
+    errors = replay.replay()
+    print(f"\n{name}\n{errors.table()}")
+    assert not errors.outside(), errors.table()
+    plain = torch.nn.functional.mse_loss(replay.trace["step0/micro0/model_pred"], replay.trace["step0/micro0/target"])
+    assert (replay.trace["step0/micro0/loss"] - plain).abs() > 1e-3 * plain, "the options changed nothing"

@@ -3,7 +3,9 @@
 import numpy as np
 
 PERMUTATION, CROP, FLIP, CAPTION_CHOICE, CAPTION_DROPOUT, VAE_SAMPLE, NOISE, TIMESTEP = range(1, 9)
-LORA_INIT = 11
+NOISE_OFFSET, INPUT_PERTURBATION, LORA_INIT = 9, 10, 11
+(CAPTION_SHUFFLE, CAPTION_TAG_DROPOUT, CAPTION_WILDCARD, NOISE_OFFSET_STRENGTH, INPUT_PERTURBATION_STRENGTH, MULTIRES_NOISE,
+ MULTIRES_NOISE_SIZE) = range(20, 27)
 CLASS_IMAGE = 0x8000
 
 _MASK = np.uint64(0xFFFFFFFF)
@@ -27,9 +29,9 @@ def words(seed, slot, purpose, block):
     return philox4x32_10((slot & 0xFFFFFFFF, slot >> 32, purpose, block), (seed & 0xFFFFFFFF, seed >> 32))
 
 
-def uniform(seed, slot, purpose):
+def uniform(seed, slot, purpose, block=0):
     """In [0, 1), from the 53 high bits of word1:word0."""
-    w = words(seed, slot, purpose, 0)
+    w = words(seed, slot, purpose, block)
     return ((int(w[1]) << 32 | int(w[0])) >> 11) * 2.0**-53
 
 

@@ -19,14 +19,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+import draws_reference as draws
+import loss_reference
 import philox_reference as philox
 
 # The largest error allowed of each kind; relative to the norm of what is expected unless said otherwise.
@@ -34,6 +35,7 @@ LIMITS = {
     "init": 1e-6,  # the adapter's first values
     "sample_ids": 0,  # equal
     "timesteps": 0,  # equal
+    "input_ids": 0,  # equal: those of the caption that the slot should have
     "noise": 1e-6,
     "latents": 1e-5,
     "encoder_hidden_states": 1e-5,
@@ -99,6 +101,27 @@ def peft_name(key):
     return component, f"{path.removeprefix('text_model.')}.{'lora_A' if part.endswith(('down', 'A')) else 'lora_B'}.default.weight"
 
 
+def read_captions(pack):
+    """The captions of each row of a pack."""
+    rows = []
+    for path in sorted(pack.glob("shard-*.h5")):
+        with h5py.File(path, "r", locking=False) as shard:
+            blob, cuts = shard["captions"][:].tobytes(), shard["caption_offsets"][:]
+            captions = iter([blob[a:b].decode() for a, b in zip(cuts, cuts[1:])])
+            counts = shard["caption_counts"][:].tolist() if "caption_counts" in shard else [1] * len(shard["image_checksums"])
+            rows += [[next(captions) for _ in range(count)] for count in counts]
+    return rows
+
+
+def read_images_of_epoch(pack):
+    """The row of each image of an epoch, before they are permuted."""
+    repeats = []
+    for path in sorted(pack.glob("shard-*.h5")):
+        with h5py.File(path, "r", locking=False) as shard:
+            repeats += shard["repeats"][:].tolist() if "repeats" in shard else [1] * len(shard["image_checksums"])
+    return [row for row, count in enumerate(repeats) for _ in range(count)]
+
+
 class Replay:
     def __init__(self, run_dir, trace_name="trace.safetensors"):
         self.run_dir = Path(run_dir)
@@ -132,8 +155,10 @@ class Replay:
             self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(base / "text_encoder_2").eval().requires_grad_(False)
         self.unet = UNet2DConditionModel.from_pretrained(base / "unet").requires_grad_(False)
         self.scheduler = DDPMScheduler.from_pretrained(base / "scheduler")
-        if model.get("prediction_type"):
-            self.scheduler.register_to_config(prediction_type=model["prediction_type"])
+        self.tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+        overrides = {key: model[key] for key in ("prediction_type", "rescale_betas_zero_snr") if model.get(key)}
+        if overrides:
+            self.scheduler = DDPMScheduler.from_config(self.scheduler.config, **overrides)
 
     def _add_adapter(self):
         """self.parameters: key of the trace -> parameter in peft; self.modules: (component, name), in the adapter's order."""
@@ -158,18 +183,24 @@ class Replay:
 
     def _count_samples(self):
         data = self.recipe["data"]
-        self.num_samples = self._num_packed(self.dreambooth.get("instance_data_dir") or data["train_data_dir"], "pack")
-        self.num_samples = min(self.num_samples, data.get("max_train_samples") or self.num_samples)
+        pack = self._pack(self.dreambooth.get("instance_data_dir") or data["train_data_dir"], "pack")
+        self.captions, self.images = read_captions(pack), read_images_of_epoch(pack)
+        self.num_samples = min(len(self.images), data.get("max_train_samples") or len(self.images))
         if self.with_class_images:
-            self.num_class_images = min(self._num_packed(self.dreambooth["class_data_dir"], "class-pack"),
-                                        self.dreambooth["num_class_images"])
+            class_pack = self._pack(self.dreambooth["class_data_dir"], "class-pack")
+            self.num_class_images = min(len(read_images_of_epoch(class_pack)), self.dreambooth["num_class_images"])
 
-    def _num_packed(self, folder, packed_as):
-        """Pictures in `folder`, a pack, or in the one the run made of it."""
-        index = Path(folder) / "index.json"
-        if not index.exists():
-            index = self.run_dir / packed_as / "index.json"
-        return json.loads(index.read_text(encoding="utf-8"))["num_samples"]
+    def _pack(self, folder, packed_as):
+        """`folder`, a pack, or the one the run made of it."""
+        return Path(folder) if (Path(folder) / "index.json").exists() else self.run_dir / packed_as
+
+    def _caption(self, row, slot, shift):
+        candidates = self.captions[row] if not shift else [self.dreambooth["class_prompt"]]
+        own = self.recipe["task"] != "dreambooth" or self.dreambooth["custom_instance_prompts"]
+        if not shift and (not own or not candidates[0]):
+            candidates = [self.dreambooth.get("instance_prompt", "")]
+        epoch = slot // (self.num_class_images if shift else self.num_samples)
+        return draws.caption(candidates, self.recipe["captions"], self.recipe["seed"], slot, epoch, shift)
 
     def _image_sizes(self):
         sizes = []
@@ -222,15 +253,17 @@ class Replay:
             [torch.from_numpy(philox.normal(seed, slot, purpose + shift, latent_shape)) for slot, shift in rows])
 
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = torch.tensor([philox.uniform_int(seed, slot, philox.TIMESTEP + shift, steps) for slot, shift in rows])
-        noise, vae_noise = draw(philox.NOISE), draw(philox.VAE_SAMPLE)
-        self.errors.equal("sample_ids", self.trace[at + "sample_ids"].tolist(),
-                          [philox.sample_id(seed, slot, self.num_samples) for slot in slots], at)
+        timesteps = torch.tensor([draws.timestep(self.recipe["timesteps"], steps, seed, slot, shift) for slot, shift in rows])
+        vae_noise = draw(philox.VAE_SAMPLE)
+        sample_ids = [self.images[philox.sample_id(seed, slot, self.num_samples)] for slot in slots]
+        self.errors.equal("sample_ids", self.trace[at + "sample_ids"].tolist(), sample_ids, at)
         if self.with_class_images:
             self.errors.equal("class_sample_ids", self.trace[at + "class_sample_ids"].tolist(),
                               [philox.sample_id(seed, slot, self.num_class_images, class_images=True) for slot in slots], at)
         self.errors.equal("timesteps", self.trace[at + "timesteps"].tolist(), timesteps.tolist(), at)
-        compare("noise", noise)
+        captions = [self._caption(row, slot, shift) for row, (slot, shift) in zip(sample_ids * 2, rows)]
+        input_ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=77).input_ids
+        self.errors.equal("input_ids", self.trace[at + "input_ids"].tolist(), input_ids, at)
 
         with torch.no_grad():
             distribution = self.vae.encode(self.trace[at + "pixel_values"]).latent_dist
@@ -243,25 +276,43 @@ class Replay:
             compare("pooled_prompt_embeds", added["text_embeds"].detach())
             self.errors.equal("add_time_ids", self.trace[at + "add_time_ids"].tolist(), added["time_ids"].tolist(), at)
 
-        noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
-        target = {"epsilon": lambda: noise,
-                  "v_prediction": lambda: self.scheduler.get_velocity(latents, noise, timesteps),
-                  "sample": lambda: latents}[self.scheduler.config.prediction_type]()
-        model_pred = self.unet(noisy_latents, timesteps, encoder_hidden_states, added_cond_kwargs=added).sample
-        loss = self._loss(model_pred, target, compare)
+        noise, new_noise = loss_reference.noise(self.recipe, latents, rows)
+        compare("noise", noise)
+        if self.recipe["train"]["do_edm_style_training"]:
+            noisy_latents, model_pred = self._predict_edm_style(latents, new_noise, timesteps, encoder_hidden_states, added)
+            target = latents
+        else:
+            noisy_latents = self.scheduler.add_noise(latents, new_noise, timesteps)
+            target = {"epsilon": lambda: noise,
+                      "v_prediction": lambda: self.scheduler.get_velocity(latents, noise, timesteps),
+                      "sample": lambda: latents}[self.scheduler.config.prediction_type]()
+            model_pred = self.unet(noisy_latents, timesteps, encoder_hidden_states, added_cond_kwargs=added).sample
+        loss = self._loss(at, model_pred, target, timesteps, compare)
         compare("noisy_latents", noisy_latents)
         compare("target", target)
         compare("model_pred", model_pred.detach())
         compare("loss", loss.detach())
         return loss
 
-    def _loss(self, model_pred, target, compare):
+    def _predict_edm_style(self, latents, noise, timesteps, encoder_hidden_states, added):
+        """train_dreambooth_lora_sdxl.py with an EulerDiscreteScheduler."""
+        scheduler = EulerDiscreteScheduler.from_config(self.scheduler.config)
+        sigmas = loss_reference.euler_sigmas(scheduler, timesteps).view(-1, 1, 1, 1)
+        noisy_latents = scheduler.add_noise(latents, noise, timesteps.float())
+        model_pred = self.unet(noisy_latents / ((sigmas**2 + 1) ** 0.5), timesteps, encoder_hidden_states,
+                               added_cond_kwargs=added).sample
+        if scheduler.config.prediction_type == "epsilon":
+            return noisy_latents, model_pred * (-sigmas) + noisy_latents
+        return noisy_latents, model_pred * (-sigmas / (sigmas**2 + 1) ** 0.5) + (noisy_latents / (sigmas**2 + 1))
+
+    def _loss(self, at, model_pred, target, timesteps, compare):
+        mask, weights = self.trace.get(at + "loss_mask"), self.trace.get(at + "loss_weights")
         if not self.with_class_images:
-            return F.mse_loss(model_pred.float(), target.float())
-        model_pred, model_pred_prior = torch.chunk(model_pred, 2, dim=0)
-        target, target_prior = torch.chunk(target, 2, dim=0)
-        loss = F.mse_loss(model_pred.float(), target.float(), reduction="mean")
-        prior_loss = F.mse_loss(model_pred_prior.float(), target_prior.float(), reduction="mean")
+            return loss_reference.loss(self.recipe, self.scheduler, model_pred, target, timesteps, mask, weights)
+        halves = lambda tensor: (None, None) if tensor is None else torch.chunk(tensor, 2, dim=0)
+        (instance, prior) = zip(*map(halves, (model_pred, target, timesteps, mask, weights)))
+        loss = loss_reference.loss(self.recipe, self.scheduler, *instance)
+        prior_loss = loss_reference.loss(self.recipe, self.scheduler, *prior, by_timestep=False)
         compare("instance_loss", loss.detach())
         compare("prior_loss", prior_loss.detach())
         return loss + self.dreambooth["prior_loss_weight"] * prior_loss

@@ -1,0 +1,47 @@
+#include "data/loss_mask.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "data/image_write.h"
+
+namespace lorashard {
+namespace {
+
+/// White where `inside(y, x)`.
+template <class F>
+Image make_mask(int64_t height, int64_t width, F&& inside) {
+  Image mask{height, width, {}};
+  for (int64_t y = 0; y < height; ++y)
+    for (int64_t x = 0; x < width; ++x) mask.rgb.insert(mask.rgb.end(), 3, inside(y, x) ? 255 : 0);
+  return mask;
+}
+
+TEST(LossMask, IsTheMeanOverEachLatent) {
+  const Image mask = make_mask(32, 32, [](int64_t y, int64_t x) { return x < 12 && y >= 8; });
+  std::vector<float> latents(16);
+  write_loss_mask(mask, TransformedImage{}, 32, latents);
+  const std::vector<float> expected = {0, 0, 0, 0, 1, 0.5, 0, 0, 1, 0.5, 0, 0, 1, 0.5, 0, 0};
+  EXPECT_EQ(latents, expected);
+}
+
+TEST(LossMask, IsCroppedAndFlippedAsThePictureWas) {
+  const Image mask = make_mask(32, 64, [](int64_t, int64_t x) { return x >= 16 && x < 24; });
+  const TransformedImage picture{.original_size = {32, 64}, .crop_top = 0, .crop_left = 16, .flipped = false};
+  std::vector<float> latents(16);
+  write_loss_mask(mask, picture, 32, latents);
+  for (int64_t i = 0; i < 16; ++i) EXPECT_EQ(latents[i], i % 4 == 0 ? 1.0F : 0.0F);
+  TransformedImage flipped = picture;
+  flipped.flipped = true;
+  write_loss_mask(mask, flipped, 32, latents);
+  for (int64_t i = 0; i < 16; ++i) EXPECT_EQ(latents[i], i % 4 == 3 ? 1.0F : 0.0F);
+}
+
+TEST(LossMask, AlphaIsReadFromTheFile) {
+  const Image opaque = make_mask(4, 4, [](int64_t, int64_t x) { return x > 1; });
+  EXPECT_TRUE(decode_alpha(encode_png(opaque), "opaque.png").rgb.empty());
+}
+
+}  // namespace
+}  // namespace lorashard
