@@ -8,7 +8,7 @@ cd "$(dirname "$0")"
 ./quickstart.sh --setup-only
 
 needed=()
-for package in libgtest-dev libgmock-dev slurmctld slurmd slurm-client; do
+for package in libgtest-dev libgmock-dev slurmctld slurmd slurm-client patchelf; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || needed+=("$package")
 done
 if [ ${#needed[@]} -gt 0 ]; then

@@ -168,6 +168,13 @@ Batch make_batch(const Pack& pack, const DataLoaderOptions& options, const Sampl
 
 }  // namespace
 
+std::vector<at::Tensor*> tensors_of(Batch& batch) {
+  std::vector<at::Tensor*> tensors = {&batch.pixel_values, &batch.input_ids, &batch.vae_noise, &batch.noise,
+                                      &batch.timesteps};
+  std::erase_if(tensors, [](const at::Tensor* tensor) { return !tensor->defined(); });
+  return tensors;
+}
+
 struct DataLoader::Impl {
   Impl(const Pack& pack_in, const DataLoaderOptions& options_in, MicroBatchSchedule schedule_in)
       : pack(pack_in),

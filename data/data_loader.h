@@ -39,6 +39,9 @@ struct Batch {
   double wait_ms = 0;                   ///< how long next() waited for it
 };
 
+/// Every tensor of a batch that is there: what a GPU needs of it.
+std::vector<at::Tensor*> tensors_of(Batch& batch);
+
 /// Prior preservation: one class image beside each instance image.
 struct ClassImages {
   const Pack* pack = nullptr;  ///< null: none. Must outlive the loader

@@ -12,10 +12,13 @@ struct CudaApi {
   CudaDevices (*devices)();
   std::string (*versions)();
   std::unique_ptr<Communicator> (*make_nccl_communicator)(Communicator& control, const NcclOptions& options);
+  at::Device (*current_device)();
+  std::unique_ptr<DeviceCopier> (*make_device_copier)(at::Device device);
+  int64_t (*peak_memory_bytes)(at::Device device);
 };
 
 /// Raise the number behind the slash when this header changes.
-inline constexpr const char* kCudaApiVersion = LORASHARD_VERSION "/1";
+inline constexpr const char* kCudaApiVersion = LORASHARD_VERSION "/2";
 
 using CudaApiVersionFunction = const char* (*)();  // symbol lorashard_cuda_api_version
 using CudaApiFunction = const CudaApi* (*)();      // symbol lorashard_cuda_api

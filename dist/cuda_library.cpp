@@ -73,6 +73,32 @@ std::unique_ptr<Communicator> CudaLibrary::make_nccl_communicator(Communicator& 
   return api_->make_nccl_communicator(control, options);
 }
 
+at::Device CudaLibrary::current_device() const {
+  LORASHARD_CHECK(loaded(), "{}", why_not_);
+  return api_->current_device();
+}
+
+std::unique_ptr<DeviceCopier> CudaLibrary::make_device_copier(at::Device device) const {
+  LORASHARD_CHECK(loaded(), "{}", why_not_);
+  return api_->make_device_copier(device);
+}
+
+int64_t CudaLibrary::peak_memory_bytes(at::Device device) const {
+  LORASHARD_CHECK(loaded(), "{}", why_not_);
+  return api_->peak_memory_bytes(device);
+}
+
+std::string why_no_gpu() {
+  const std::filesystem::path library = program_folder() / kLibraryName;
+  if (!std::filesystem::is_regular_file(library))
+    return fmt::format("this build has no CUDA side (no '{}')", library.string());
+  // The driver's library is the cheap thing to ask for: LibTorch's CUDA side takes seconds to load.
+  if (dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL) == nullptr) return "no NVIDIA driver is installed";
+  if (!cuda_library().loaded()) return cuda_library().why_not();
+  const CudaDevices found = cuda_library().devices();
+  return found.devices.empty() ? found.why_none : "";
+}
+
 const CudaLibrary& cuda_library() {
   static const CudaLibrary library(program_folder());
   return library;

@@ -29,6 +29,17 @@ struct NcclOptions {
   bool share_devices = false;  ///< let several ranks use one GPU (tests; needs an NCCL_HOSTID of its own for each rank)
 };
 
+/// Copies of host tensors on this rank's GPU, made while it computes: through page-locked memory, two buffers of each
+/// tensor, on a stream of their own. One thread.
+class DeviceCopier {
+ public:
+  virtual ~DeviceCopier() = default;
+  /// Begins to copy `host` (contiguous), which may be freed at once. Overwrites what the take() before last returned.
+  virtual void begin(const std::vector<at::Tensor>& host) = 0;
+  /// The copies begun last, in the order given. The current stream waits for them, the host doesn't.
+  virtual std::vector<at::Tensor> take() = 0;
+};
+
 struct CudaApi;  // dist/cuda_api.h
 
 class CudaLibrary {
@@ -55,11 +66,21 @@ class CudaLibrary {
   /// Error(rank_lost); replays of a captured sum have no timeout of their own.
   std::unique_ptr<Communicator> make_nccl_communicator(Communicator& control, const NcclOptions& options = {}) const;
 
+  /// The GPU that make_nccl_communicator() gave this process. Requires: loaded(), and so the next two.
+  at::Device current_device() const;
+  std::unique_ptr<DeviceCopier> make_device_copier(at::Device device) const;
+  /// The most that LibTorch's tensors took on `device` at once.
+  int64_t peak_memory_bytes(at::Device device) const;
+
  private:
   std::filesystem::path path_;
   std::string why_not_, hint_;
   const CudaApi* api_ = nullptr;
 };
+
+/// Why no GPU can be used, in the words of the first thing missing: the library, the driver, a device. Empty when one can.
+/// Loads the library only where there is a driver.
+std::string why_no_gpu();
 
 /// The one beside this program, loaded at the first call and never unloaded. Thread-safe.
 const CudaLibrary& cuda_library();

@@ -8,13 +8,11 @@
 #include <limits>
 
 #include "dist/error.h"
+#include "dist/reduction_flag.h"
 
 namespace lorashard {
 namespace {
 
-// The flag element counts micro-batches with a bad gradient; one with a bad loss counts this much. A power of two that
-// fp32 sums keep apart from the counts.
-constexpr int64_t kBadLoss = int64_t{1} << 31;
 constexpr int64_t kMaxMicroBatches = int64_t{1} << 30;
 
 /// The largest |g|, or infinity or NaN where there is one: absolute floats are ordered as their bits are.
@@ -38,20 +36,25 @@ void add_fixed_point(int64_t* sum, const float* g, int64_t n, double factor) {
   for (int64_t i = 0; i < n; ++i) sum[i] += std::llrint(static_cast<double>(g[i]) * factor);
 }
 
-bool is_power_of_two(double x) {
-  int exponent = 0;
-  return std::frexp(x, &exponent) == 0.5;
-}
-
 }  // namespace
 
-GradientReduction::GradientReduction(int64_t num_parameters, int64_t num_micro_batches, bool deterministic)
+GradientReduction::GradientReduction(int64_t num_parameters, int64_t num_micro_batches, bool deterministic,
+                                     at::Device device)
     : num_parameters_(num_parameters), num_micro_batches_(num_micro_batches), deterministic_(deterministic) {
   LORASHARD_CHECK(num_parameters >= 0, "{} parameters", num_parameters);
   LORASHARD_CHECK(num_micro_batches >= 1 && num_micro_batches < kMaxMicroBatches, "{} micro-batches",
                   num_micro_batches);
-  sum_ = at::zeros({num_parameters + 2}, at::TensorOptions().dtype(deterministic ? at::kLong : at::kFloat));
-  mean_ = at::zeros({num_parameters}, at::kFloat);
+  const auto options = at::TensorOptions().device(device);
+  sum_ = at::zeros({num_parameters + 2}, options.dtype(deterministic ? at::kLong : at::kFloat));
+  mean_ = at::zeros({num_parameters}, options.dtype(at::kFloat));
+  divisor_ = at::full({}, scale() * static_cast<double>(num_micro_batches), options.dtype(at::kDouble));
+}
+
+double GradientReduction::scale() const { return deterministic_ ? std::ldexp(1.0, kFixedPointBits) : 1.0; }
+
+double GradientReduction::limit() const {
+  return deterministic_ ? std::ldexp(1.0, 62) / static_cast<double>(num_micro_batches_)
+                        : static_cast<double>(std::numeric_limits<float>::max());
 }
 
 void GradientReduction::add(const at::Tensor& flat_gradient, double loss, double loss_scale) {
@@ -60,18 +63,15 @@ void GradientReduction::add(const at::Tensor& flat_gradient, double loss, double
                   "a gradient of {} elements, expected a flat fp32 one of {}", flat_gradient.numel(), num_parameters_);
   LORASHARD_CHECK(is_power_of_two(loss_scale), "loss scale {} is not a power of two", loss_scale);
   const float* g = flat_gradient.const_data_ptr<float>();
-  const double scale = deterministic_ ? std::ldexp(1.0, kFixedPointBits) : 1.0;
-  const double limit = deterministic_ ? std::ldexp(1.0, 62) / static_cast<double>(num_micro_batches_)
-                                      : static_cast<double>(std::numeric_limits<float>::max());
   // A product by a power of two is exact: the one rounding is the one to an integer (or the fp32 sum).
-  const double factor = scale / loss_scale;
+  const double factor = scale() / loss_scale;
   const double largest = static_cast<double>(largest_magnitude(g, num_parameters_)) * factor;
   // Written so that a NaN fails the test.
-  const bool gradient_fits = largest <= limit, loss_fits = std::abs(loss * scale) <= limit;
+  const bool gradient_fits = largest <= limit(), loss_fits = std::abs(loss * scale()) <= limit();
   const int64_t violation = (gradient_fits ? 0 : 1) + (loss_fits ? 0 : kBadLoss);
   if (deterministic_) {
     int64_t* sum = sum_.mutable_data_ptr<int64_t>();
-    if (loss_fits) sum[num_parameters_] += std::llrint(loss * scale);
+    if (loss_fits) sum[num_parameters_] += std::llrint(loss * scale());
     sum[num_parameters_ + 1] += violation;
     if (violation != 0) return;
     if (largest < 0x1p51) {

@@ -76,7 +76,7 @@ class Report {
 void report_cuda(Report& report) {
   const CudaLibrary& cuda = cuda_library();
   if (!cuda.loaded()) {
-    if (!fs::exists(cuda.path())) return report.ok("CUDA", "not in this build; this version trains on CPUs");
+    if (!fs::exists(cuda.path())) return report.ok("CUDA", "not in this build, which trains on CPUs");
     return report.warning("CUDA", cuda.why_not(), cuda.hint());
   }
   const CudaDevices found = cuda.devices();
@@ -86,7 +86,7 @@ void report_cuda(Report& report) {
                            gigabytes(device.memory_bytes), device.compute_major, device.compute_minor);
   }
   if (devices.empty()) devices = "no device: " + found.why_none;
-  report.ok("CUDA", fmt::format("{}; {}; this version trains on CPUs all the same", cuda.versions(), devices));
+  report.ok("CUDA", fmt::format("{}; {}", cuda.versions(), devices));
 }
 
 void report_machine(Report& report, const Machine& machine, const World& world) {
@@ -210,6 +210,18 @@ void look_at_base(Report& report, Findings& findings, const Machine& machine, in
   });
 }
 
+std::string look_at_device(const Recipe& recipe) {
+  const std::string& wanted = recipe.distributed.device;
+  const std::string precision = recipe.train.mixed_precision == "no" ? "fp32" : recipe.train.mixed_precision;
+  const std::string why = wanted == "cpu" ? "the recipe says so" : why_no_gpu();
+  if (why.empty()) return fmt::format("cuda, {}", precision);
+  if (wanted == "cuda") {
+    throw Error(ErrorKind::usage, fmt::format("'distributed.device' = \"cuda\", but {}", why),
+                "distributed.device = \"cpu\" trains without a GPU");
+  }
+  return fmt::format("cpu ({}), {}", why, precision);
+}
+
 /// In the order of a start; what needs a check that failed is left out.
 void report_recipe(Report& report, const std::string& path, const std::vector<std::string>& overrides,
                    const Machine& machine, int ranks, int local_ranks) {
@@ -219,10 +231,7 @@ void report_recipe(Report& report, const std::string& path, const std::vector<st
     return fmt::format("'{}' reads well", path);
   });
   if (!read) return;
-  report.check("precision", [&] {
-    refuse_fp16_without_gpu(findings.recipe);
-    return findings.recipe.train.mixed_precision == "no" ? std::string("fp32") : findings.recipe.train.mixed_precision;
-  });
+  report.check("device", [&] { return look_at_device(findings.recipe); });
   const bool writable = report.check("output_dir", [&] { return look_at_output_dir(findings.recipe.output_dir); });
   const bool has_data = report.check("data", [&] { return look_at_data(findings); });
   const bool knows_start = writable && report.check("checkpoint", [&] { return look_at_checkpoints(findings); });

@@ -1,9 +1,11 @@
 // lorashard train: this process is one rank of mpirun or srun, or the whole run when nothing started it.
+#include <chrono>
 #include <memory>
 #include <optional>
 
 #include "dist/agreement.h"
 #include "dist/communicator.h"
+#include "dist/compute_device.h"
 #include "dist/error.h"
 #include "dist/health.h"
 #include "dist/log.h"
@@ -16,21 +18,32 @@
 namespace lorashard {
 namespace {
 
+NcclOptions nccl_options(const Recipe& recipe) {
+  const double timeout_s = recipe.distributed.collective_timeout_s;  // 0: as good as none
+  return {.timeout = std::chrono::milliseconds(static_cast<int64_t>(1e3 * (timeout_s > 0 ? timeout_s : 1e6)))};
+}
+
 void train(const std::string& recipe_path, const std::vector<std::string>& overrides, const World& world,
            std::unique_ptr<Health>& health) {
-  const std::unique_ptr<Communicator> communicator = make_cpu_communicator(world);
+  const std::unique_ptr<Communicator> communicator = make_cpu_communicator(world);  // on GPUs: the control plane
   install_stop_handlers();
   Recipe recipe;
   run_agreed(*communicator, "reading the recipe", [&] { recipe = load_recipe(recipe_path, overrides); });
-  health = std::make_unique<Health>(*communicator, HealthOptions{.collective_timeout_s = recipe.distributed.collective_timeout_s,
-                                                                 .heartbeat_s = recipe.distributed.heartbeat_s,
-                                                                 .straggler_warning_s = recipe.distributed.straggler_warning_s});
-  Trainer trainer(recipe, *communicator);
-  trainer.train();
+  health = std::make_unique<Health>(*communicator,
+                                    HealthOptions{.collective_timeout_s = recipe.distributed.collective_timeout_s,
+                                                  .heartbeat_s = recipe.distributed.heartbeat_s,
+                                                  .straggler_warning_s = recipe.distributed.straggler_warning_s});
+  recipe.distributed.device = choose_device(*communicator, recipe.distributed.device);
+  if (recipe.distributed.device == "cpu") {
+    Trainer(recipe, *communicator).train();
+    return;
+  }
+  const GpuRank gpu = take_gpu(*communicator, nccl_options(recipe), recipe.train.deterministic);
+  Trainer(recipe, *gpu.communicator, gpu.device).train();
 }
 
-// An error all ranks know of ends them together, after MPI_Finalize. One that a rank met alone would leave the others waiting for
-// it: it takes them down.
+// An error all ranks know of ends them together, after MPI_Finalize. One that a rank met alone would leave the others
+// waiting for it: it takes them down.
 void train_as_rank(const std::string& recipe_path, const std::vector<std::string>& overrides) {
   std::optional<AgreedError> agreed;
   std::unique_ptr<Health> health;  // outlives the session: MPI_Finalize waits for every rank
@@ -63,12 +76,15 @@ void add_train_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("train", "train the adapter a recipe describes");
   command->add_option("recipe", options->recipe, "TOML file; docs/recipe_reference.md lists every key")->required();
-  command->add_option("--set", options->overrides, "table.key=value: overrides a key of the recipe; may be given several times")
+  command
+      ->add_option("--set", options->overrides,
+                   "table.key=value: overrides a key of the recipe; may be given several times")
       ->allow_extra_args(false);
   command->footer(
       "Alone it is one process; under mpirun or srun each process is one rank and they share the run:\n"
       "  mpirun -n 4 lorashard train recipe.toml\n"
-      "The adapter, its checkpoints and metrics.jsonl are in the recipe's output_dir. Started again, it goes on from the\n"
+      "The adapter, its checkpoints and metrics.jsonl are in the recipe's output_dir. Started again, it goes on from "
+      "the\n"
       "newest whole checkpoint, on any number of ranks. USR1, USR2, TERM or INT: a checkpoint, then exit 75.");
   command->callback([options] { train_as_rank(options->recipe, options->overrides); });
 }

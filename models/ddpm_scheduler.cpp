@@ -79,6 +79,8 @@ DDPMScheduler::DDPMScheduler(const DDPMSchedulerConfig& config) : config_(config
   alphas_cumprod_ = at::cumprod(1.0 - betas, 0);
 }
 
+void DDPMScheduler::to(at::Device device) { alphas_cumprod_ = alphas_cumprod_.to(device); }
+
 at::Tensor DDPMScheduler::add_noise(const at::Tensor& latents, const at::Tensor& noise,
                                     const at::Tensor& timesteps) const {
   const auto [signal, sigma] = signal_and_noise(alphas_cumprod_, timesteps, latents);

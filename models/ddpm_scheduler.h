@@ -1,4 +1,4 @@
-// The noise schedule of training: diffusers' DDPMScheduler (schedulers/scheduling_ddpm.py). Thread-safe after construction.
+// The noise schedule of training: diffusers' DDPMScheduler (schedulers/scheduling_ddpm.py). Thread-safe after construction, but for to().
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -22,6 +22,9 @@ class DDPMScheduler {
   at::Tensor sigmas(const at::Tensor& timesteps) const;
   /// acp_t / (1 - acp_t), fp32 [B] (diffusers training_utils.compute_snr).
   at::Tensor compute_snr(const at::Tensor& timesteps) const;
+
+  /// Puts the tables on `device`, where latents and timesteps will be: no step then copies them.
+  void to(at::Device device);
 
   const at::Tensor& alphas_cumprod() const { return alphas_cumprod_; }  ///< fp32 [num_train_timesteps]
   const DDPMSchedulerConfig& config() const { return config_; }

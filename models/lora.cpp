@@ -104,6 +104,21 @@ void LoraAdapter::allocate(uint64_t seed) {
   }
 }
 
+void LoraAdapter::to(at::Device device) {
+  if (device == flat_parameters_.device()) return;
+  const at::NoGradGuard no_grad;
+  flat_parameters_ = flat_parameters_.to(device);
+  flat_gradients_ = flat_gradients_.to(device);
+  for (LoraParameter& parameter : parameters()) {
+    const auto view_of = [&](const at::Tensor& flat, const at::Tensor& place) {
+      return flat.narrow(0, place.storage_offset(), place.numel()).view(place.sizes());
+    };
+    const at::Tensor gradient = view_of(flat_gradients_, parameter.gradient);
+    parameter.value.set_data(view_of(flat_parameters_, parameter.value));
+    parameter.value.mutable_grad() = gradient;
+  }
+}
+
 std::vector<LoraParameter> LoraAdapter::parameters() const {
   const std::vector<LoraKeys> keys = diffusers_keys(modules_);
   std::vector<LoraParameter> result;

@@ -43,6 +43,8 @@ class LoraAdapter {
   /// Philox(seed, position of the module, lora_init); up = 0. Parameters require gradients; .grad is a view of
   /// flat_gradients().
   void allocate(uint64_t seed);
+  /// Moves the flat tensors; the layers' parameters stay views into them. After allocate(), before anything else holds one.
+  void to(at::Device device);
 
   const std::vector<LoraModule>& modules() const { return modules_; }
   std::vector<LoraParameter> parameters() const;  ///< down, up of each module, in flat order

@@ -117,12 +117,16 @@ StableDiffusion load_stable_diffusion(const fs::path& path, const StableDiffusio
   StableDiffusion base;
   base.folder = path;
   base.dtype = options.dtype;
-  base.vae_dtype = configs.is_sdxl() && configs.vae.force_upcast ? at::kFloat : options.dtype;
+  // SDXL's VAE needs fp32, as its script has it; the others overflow in fp16 alone.
+  const bool is_vae_upcast = configs.vae.force_upcast && (configs.is_sdxl() || options.dtype == at::kHalf);
+  base.vae_dtype = is_vae_upcast ? at::kFloat : options.dtype;
+  base.device = options.device;
   base.noise_scheduler = std::make_shared<DDPMScheduler>(configs.scheduler);
+  base.noise_scheduler->to(options.device);
 
   const auto text_encoder = [&](const CLIPTextConfig& config, const Weights& weights) {
     auto model = std::make_shared<CLIPTextModel>(config);
-    load_state_dict(*model, weights.state, weights.source, options.dtype);
+    load_state_dict(*model, weights.state, weights.source, options.dtype, {}, options.device);
     return model;
   };
   base.tokenizer = make_tokenizer(parts.tokenizer);
@@ -132,9 +136,9 @@ StableDiffusion load_stable_diffusion(const fs::path& path, const StableDiffusio
     base.text_encoder_2 = text_encoder(*configs.text_encoder_2, parts.text_encoder_2);
   }
   base.vae = std::make_shared<AutoencoderKL>(configs.vae);
-  load_state_dict(*base.vae, parts.vae.state, parts.vae.source, base.vae_dtype);
+  load_state_dict(*base.vae, parts.vae.state, parts.vae.source, base.vae_dtype, {}, options.device);
   base.unet = std::make_shared<UNet2DConditionModel>(configs.unet);
-  load_state_dict(*base.unet, parts.unet.state, parts.unet.source, options.dtype);
+  load_state_dict(*base.unet, parts.unet.state, parts.unet.source, options.dtype, {}, options.device);
   return base;
 }
 

@@ -1,6 +1,7 @@
 // A base model: the components of a diffusers folder, or of one .safetensors file in the original (LDM, SGM) layout, that
 // training needs, loaded and frozen.
 #pragma once
+#include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
 #include <filesystem>
@@ -25,7 +26,9 @@ struct StableDiffusion {
   std::shared_ptr<UNet2DConditionModel> unet;
   std::shared_ptr<DDPMScheduler> noise_scheduler;
   at::ScalarType dtype = at::kFloat;      ///< of the frozen weights of UNet and text encoders
-  at::ScalarType vae_dtype = at::kFloat;  ///< of the VAE's: fp32 for SDXL's where its config says force_upcast, else `dtype`
+  /// Of the VAE's: fp32 where its config says force_upcast and the base is SDXL's or fp16, else `dtype`.
+  at::ScalarType vae_dtype = at::kFloat;
+  at::Device device = at::kCPU;           ///< of all weights
 
   bool is_sdxl() const { return text_encoder_2 != nullptr; }
 
@@ -40,6 +43,7 @@ struct StableDiffusionOptions {
   std::filesystem::path tokenizer = {};        ///< folder of a tokenizer or of a pipeline, or CLIP's vocabulary file; empty: the base's own
   std::string prediction_type = {};            ///< overrides the scheduler's; empty: the base's own
   at::ScalarType dtype = at::kFloat;      ///< of the frozen weights
+  at::Device device = at::kCPU;           ///< to load them to
   bool rescale_betas_zero_snr = false;    ///< the noise schedule ends in pure noise, whatever the base's scheduler says
 };
 

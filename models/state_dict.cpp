@@ -152,7 +152,7 @@ StateDict read_component_weights(const fs::path& folder, const std::string& stem
 }
 
 void load_state_dict(torch::nn::Module& module, const StateDict& state, const std::string& what, at::ScalarType dtype,
-                     const std::vector<std::string>& ignored_suffixes) {
+                     const std::vector<std::string>& ignored_suffixes, at::Device device) {
   std::vector<std::string> missing, unexpected, misshapen;
   std::vector<std::pair<at::Tensor, at::Tensor>> pairs;
   std::unordered_set<std::string> wanted;
@@ -183,7 +183,12 @@ void load_state_dict(torch::nn::Module& module, const StateDict& state, const st
                 "the weights belong to another model than its config.json describes");
   }
   // set_data: the module's member handle and its parameter registry are one TensorImpl, so both see the new storage.
-  for (auto& [parameter, value] : pairs) parameter.set_data(value.to(dtype));
+  for (auto& [parameter, value] : pairs) {
+    at::Tensor weight = value.to(device, dtype);
+    // As cuDNN wants convolutions of channels_last images; else it would turn the weight at every call.
+    if (device.is_cuda() && weight.dim() == 4) weight = weight.contiguous(at::MemoryFormat::ChannelsLast);
+    parameter.set_data(weight);
+  }
 }
 
 }  // namespace lorashard

@@ -20,9 +20,10 @@ StateDict read_component_weights(const std::filesystem::path& folder, const std:
 std::vector<std::filesystem::path> component_weight_files(const std::filesystem::path& folder, const std::string& stem,
                                                           const std::string& variant = "");
 
-/// Points the module's parameters at `state` (no copy where `dtype` already fits). Keys under `ignored_suffixes` may be
+/// Points the module's parameters at `state` (no copy where `dtype` and `device` already fit). Keys under `ignored_suffixes` may be
 /// extra (such as "position_ids"). Throws Error(bad_data) listing missing, unexpected and misshapen keys of `what`.
 void load_state_dict(torch::nn::Module& module, const StateDict& state, const std::string& what,
-                     at::ScalarType dtype = at::kFloat, const std::vector<std::string>& ignored_suffixes = {});
+                     at::ScalarType dtype = at::kFloat, const std::vector<std::string>& ignored_suffixes = {},
+                     at::Device device = at::kCPU);
 
 }  // namespace lorashard

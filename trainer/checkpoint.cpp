@@ -128,7 +128,7 @@ int64_t verify(const fs::path& folder) {
 }
 
 Metadata state_metadata(const TrainingState& state) {
-  return {{"format", kFormat},
+  Metadata metadata = {{"format", kFormat},
           {"version", std::to_string(kVersion)},
           {"global_step", std::to_string(state.global_step)},
           {"updates", std::to_string(state.updates)},
@@ -136,6 +136,11 @@ Metadata state_metadata(const TrainingState& state) {
           {"pack_hash", state.pack_hash},
           {"base_hash", state.base_hash},
           {"parameter_keys", fmt::format("{}", fmt::join(state.parameter_keys, "\n"))}};
+  if (state.loss_scale > 0) {
+    metadata["loss_scale"] = std::to_string(state.loss_scale);
+    metadata["loss_scale_clean_steps"] = std::to_string(state.loss_scale_clean_steps);
+  }
+  return metadata;
 }
 
 void write_files(const fs::path& folder, const TrainingState& state, const StateDict& adapter,
@@ -231,6 +236,10 @@ TrainingState parse_state(const fs::path& path) {
                       .pack_hash = text("pack_hash"),
                       .base_hash = text("base_hash"),
                       .parameter_keys = split_lines(text("parameter_keys"))};
+  if (file.metadata().contains("loss_scale")) {
+    state.loss_scale = number("loss_scale");
+    state.loss_scale_clean_steps = number("loss_scale_clean_steps");
+  }
   if (state.exp_avg.numel() != state.parameters.numel() || state.exp_avg_sq.numel() != state.parameters.numel()) {
     throw broken(path, "parameters, exp_avg and exp_avg_sq differ in size");
   }

@@ -17,6 +17,7 @@ struct TrainingState {
   int64_t global_step = 0;  ///< optimizer steps consumed, skipped ones included
   int64_t updates = 0;      ///< updates applied
   int64_t skipped_in_a_row = 0;
+  int64_t loss_scale = 0, loss_scale_clean_steps = 0;  ///< of fp16; scale 0: none
   at::Tensor parameters, exp_avg, exp_avg_sq;  ///< fp32 [P], flat
   std::string recipe;       ///< resolved recipe as TOML
   std::string pack_hash, base_hash;

@@ -75,6 +75,8 @@ void CheckpointWriter::copy(const TrainingState& now) {
   snapshot_.global_step = now.global_step;
   snapshot_.updates = now.updates;
   snapshot_.skipped_in_a_row = now.skipped_in_a_row;
+  snapshot_.loss_scale = now.loss_scale;
+  snapshot_.loss_scale_clean_steps = now.loss_scale_clean_steps;
   snapshot_.parameters.copy_(now.parameters);
   snapshot_.exp_avg.copy_(now.exp_avg);
   snapshot_.exp_avg_sq.copy_(now.exp_avg_sq);

@@ -7,7 +7,7 @@
 
 namespace lorashard {
 
-StateDict publishable(const LoraAdapter& adapter) { return publishable(adapter, adapter.flat_parameters()); }
+StateDict publishable(const LoraAdapter& adapter) { return publishable(adapter, adapter.flat_parameters().cpu()); }
 
 StateDict publishable(const LoraAdapter& adapter, const at::Tensor& flat_parameters) {
   StateDict state = to_diffusers(adapter, flat_parameters);

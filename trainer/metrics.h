@@ -13,11 +13,13 @@ struct StepMetrics {
   double epoch = 0;         ///< images seen / images in the pack
   double loss = 0, lr = 0, grad_norm = 0;
   bool skipped = false;
+  double loss_scale = 1;                 ///< that the step's gradients were made with
   double step_ms = 0, data_wait_ms = 0;  ///< of this rank
   double checkpoint_wait_ms = 0;         ///< a checkpoint was due while another was being written
   double checkpoint_snapshot_ms = 0;     ///< copying the state for a checkpoint
   double images_per_second = 0;          ///< of all ranks
   int world_size = 1;                    ///< ranks that shared the step
+  int64_t peak_device_memory_bytes = 0;  ///< of LibTorch's tensors on this rank's GPU so far; 0 on a CPU
   double wall_s = 0;                     ///< monotonic, since this process group started
 };
 

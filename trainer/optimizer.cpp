@@ -42,7 +42,13 @@ AdamW::AdamW(at::Tensor parameters, const AdamWOptions& options)
   step_ = at::zeros({}, parameters_.options());
 }
 
-void AdamW::step(const at::Tensor& gradient, double learning_rate) {
+void AdamW::step(const at::Tensor& gradient, double learning_rate) { update(gradient, learning_rate, std::nullopt); }
+
+void AdamW::step_unless(const at::Tensor& found_inf, const at::Tensor& gradient, double learning_rate) {
+  update(gradient, learning_rate, found_inf);
+}
+
+void AdamW::update(const at::Tensor& gradient, double learning_rate, const std::optional<at::Tensor>& found_inf) {
   check_flat(gradient, "AdamW gradient");
   LORASHARD_CHECK(gradient.numel() == parameters_.numel(), "AdamW gradient: {} elements for {} parameters",
                   gradient.numel(), parameters_.numel());
@@ -52,7 +58,7 @@ void AdamW::step(const at::Tensor& gradient, double learning_rate) {
   step_.fill_(double(++updates));
   at::_fused_adamw_({parameters_}, {gradient}, {exp_avg}, {exp_avg_sq}, /*max_exp_avg_sqs=*/{}, {step_}, learning_rate,
                     options_.beta1, options_.beta2, options_.weight_decay, options_.epsilon, /*amsgrad=*/false,
-                    /*maximize=*/false);
+                    /*maximize=*/false, /*grad_scale=*/{}, found_inf);
 }
 
 double clip_gradient(at::Tensor& gradient, double max_norm) {
@@ -74,6 +80,15 @@ double clip_gradient(at::Tensor& gradient, double max_norm) {
   const double norm = std::sqrt(sum);
   const double scale = max_norm / (norm + 1e-6);
   if (scale < 1.0) gradient.mul_(float(scale));
+  return norm;
+}
+
+at::Tensor clip_gradient_without_waiting(at::Tensor& gradient, double max_norm) {
+  check_flat(gradient, "clip_gradient_without_waiting");
+  c10::NoGradGuard no_grad;
+  const at::Tensor norm = gradient.to(at::kDouble).square_().sum().sqrt_();
+  const at::Tensor scale = at::full({}, max_norm, norm.options()).div_(norm + 1e-6).clamp_max_(1.0);
+  gradient.mul_(scale.to(at::kFloat));
   return norm;
 }
 

@@ -10,13 +10,6 @@
 
 namespace lorashard {
 
-void refuse_fp16_without_gpu(const Recipe& recipe) {
-  if (recipe.train.mixed_precision != "fp16") return;
-  throw Error(ErrorKind::usage,
-              "starting the training: mixed_precision = \"fp16\" needs a GPU, and this version trains on CPUs only",
-              "use \"bf16\" or \"no\": --set train.mixed_precision=bf16");
-}
-
 void prepare_output_dir(const std::filesystem::path& output_dir) {
   std::error_code error;
   std::filesystem::create_directories(output_dir, error);
@@ -69,7 +62,7 @@ std::optional<std::filesystem::path> checkpoint_to_resume(const Recipe& recipe) 
   return newest;
 }
 
-StableDiffusionOptions base_options(const Recipe& recipe) {
+StableDiffusionOptions base_options(const Recipe& recipe, at::Device device) {
   StableDiffusionOptions options;
   options.variant = recipe.model.variant;
   options.config_folder = recipe.model.config;
@@ -77,7 +70,9 @@ StableDiffusionOptions base_options(const Recipe& recipe) {
   options.vae_folder = recipe.model.pretrained_vae_model_name_or_path;
   options.prediction_type = recipe.model.prediction_type;
   options.rescale_betas_zero_snr = recipe.model.rescale_betas_zero_snr;
-  options.dtype = recipe.train.mixed_precision == "bf16" ? at::kBFloat16 : at::kFloat;
+  const std::string& precision = recipe.train.mixed_precision;
+  options.dtype = precision == "bf16" ? at::kBFloat16 : precision == "fp16" ? at::kHalf : at::kFloat;
+  options.device = device;
   return options;
 }
 

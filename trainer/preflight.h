@@ -10,7 +10,6 @@
 
 namespace lorashard {
 
-void refuse_fp16_without_gpu(const Recipe& recipe);
 /// Makes the folder, and proves by a small file that it can be written.
 void prepare_output_dir(const std::filesystem::path& output_dir);
 /// With dreambooth.custom_instance_prompts: some picture must have a caption of its own.
@@ -21,7 +20,7 @@ int64_t num_train_samples(const Recipe& recipe, const Pack& pack);
 void require_class_images(const Recipe& recipe, const Pack& class_pack);
 /// The checkpoint a start goes on from, not yet read.
 std::optional<std::filesystem::path> checkpoint_to_resume(const Recipe& recipe);
-StableDiffusionOptions base_options(const Recipe& recipe);
+StableDiffusionOptions base_options(const Recipe& recipe, at::Device device = at::kCPU);
 void require_resolution_fits(const Recipe& recipe, const StableDiffusion& base);
 /// Of an optimizer step, over all ranks. Requires: a resolved recipe.
 int64_t micro_batches_of(const Recipe& recipe);

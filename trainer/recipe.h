@@ -55,6 +55,7 @@ struct Recipe {
     std::optional<int64_t> total_batch_size, gradient_accumulation_steps;
     std::optional<int64_t> max_train_steps, num_train_epochs;
     std::string mixed_precision = "no";
+    int64_t initial_loss_scale = 65536, loss_scale_growth_interval = 2000;  ///< of fp16
     double max_grad_norm = 1.0;
     std::optional<double> snr_gamma;
     double noise_offset = 0, input_perturbation = 0;
@@ -89,6 +90,7 @@ struct Recipe {
     std::string keep_tokens_separator, caption_separator = ",", secondary_separator;
   } captions;
   struct Distributed {
+    std::string device = "auto";  ///< "cpu" or "cuda" once the run has begun
     int64_t threads_per_rank = 0;
     double collective_timeout_s = 60;  ///< 0: no heartbeat
     double heartbeat_s = 1;

@@ -63,6 +63,13 @@ FieldCheck multiple_of(int64_t step, int64_t high) {
   });
 }
 
+FieldCheck power_of_two(int64_t high) {
+  return number_check(fmt::format("a power of two from 1 to {}", high), [high](double v) {
+    int exponent = 0;
+    return v >= 1 && v <= static_cast<double>(high) && std::frexp(v, &exponent) == 0.5;
+  });
+}
+
 FieldCheck one_of(const std::vector<std::string>& words) {
   std::string list;
   for (const std::string& word : words) list += (list.empty() ? "" : ", ") + string_as_toml(word);

@@ -18,6 +18,7 @@ FieldCheck above_zero();
 FieldCheck seconds_above_zero();
 FieldCheck below_one();
 FieldCheck multiple_of(int64_t step, int64_t high);
+FieldCheck power_of_two(int64_t high);
 
 // Strings and arrays of strings.
 FieldCheck one_of(const std::vector<std::string>& words);

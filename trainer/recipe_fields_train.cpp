@@ -7,6 +7,7 @@ void add_train_fields(Fields& f, Recipe& r) {
   const std::string& schedule = r.lr_scheduler.lr_scheduler;
   const FieldIdentity with_schedule = {schedule != "constant" && schedule != "constant_with_warmup",
                                        "unless lr_scheduler is constant or constant_with_warmup"};
+  const FieldIdentity with_fp16 = {r.train.mixed_precision == "fp16", "with mixed_precision = \"fp16\""};
   f.push_back({"train", "train_batch_size", &r.train.train_batch_size, between(1, 65536), kIdentity,
                "Images in a micro-batch: what one rank takes through the model at once."});
   f.push_back(
@@ -24,8 +25,13 @@ void add_train_fields(Fields& f, Recipe& r) {
                "Instead of max_train_steps: ceil(samples * this / total_batch_size) steps."});
   f.push_back(
       {"train", "mixed_precision", &r.train.mixed_precision, one_of({"no", "fp16", "bf16"}), kIdentity,
-       "Type of the frozen base model and of the activations. The adapter is always fp32. This version has no GPU "
-       "support, and fp16 needs one."});
+       "Type of the frozen base model and of the activations. The adapter is always fp32. \"fp16\" trains with a dynamic loss "
+       "scale; on CPUs it is slow."});
+  f.push_back({"train", "initial_loss_scale", &r.train.initial_loss_scale, power_of_two(int64_t{1} << 40), with_fp16,
+               "With fp16: the loss is multiplied by this before backward and the gradients divided by it again. Halved after "
+               "a step whose gradients were not finite, which is skipped."});
+  f.push_back({"train", "loss_scale_growth_interval", &r.train.loss_scale_growth_interval, between(1, kMostSteps), with_fp16,
+               "With fp16: so many steps without a skipped one double the loss scale."});
   f.push_back({"train", "max_grad_norm", &r.train.max_grad_norm, above_zero(), kIdentity,
                "The gradient of a step is scaled down to this 2-norm when it is larger."});
   f.push_back({"train", "snr_gamma", &r.train.snr_gamma, above_zero(), kIdentity,
@@ -40,6 +46,10 @@ void add_train_fields(Fields& f, Recipe& r) {
                "train_dreambooth_lora_sdxl.py does with an EulerDiscreteScheduler. Not with snr_gamma."});
   f.push_back({"train", "deterministic", &r.train.deterministic, anything(), kIdentity,
                "Sum gradients as integers, so that any number of ranks gives the same bits. false: sum in fp32."});
+  f.push_back({"distributed", "device", &r.distributed.device, one_of({"auto", "cpu", "cuda"}),
+               FieldIdentity{r.train.deterministic && r.distributed.device != "auto", "with deterministic = true"},
+               "Where the ranks compute: \"cuda\" gives each rank a GPU of its own. \"auto\": cuda where every rank can have "
+               "one, else cpu. A deterministic run goes on only on what it began on."});
   f.push_back({"distributed", "threads_per_rank", &r.distributed.threads_per_rank, between(0, 4096),
                FieldIdentity{r.train.deterministic, "with deterministic = true"},
                "Compute threads of each rank. 0: 1 with deterministic = true, else the cores divided by the ranks of "

@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 
 #include <chrono>
-#include <cmath>
 
 #include "dist/activity.h"
 #include "dist/agreement.h"
@@ -17,6 +16,7 @@
 #include "trainer/export.h"
 #include "trainer/lr_scheduler.h"
 #include "trainer/model_card.h"
+#include "trainer/step_update.h"
 #include "trainer/weights_digest.h"
 
 namespace lorashard {
@@ -47,7 +47,7 @@ void Trainer::train() {
     const bool stop = any[0], write_failed = any[1];
     const int64_t digest_steps = recipe_.distributed.digest_steps;
     if (digest_steps > 0 && global_step_ % digest_steps == 0) {
-      require_same_weights(communicator_, adapter_.flat_parameters(), global_step_);
+      require_same_weights(communicator_, adapter_.flat_parameters().cpu(), global_step_);
     }
     const bool last = stop || global_step_ == max_train_steps;
 
@@ -88,27 +88,26 @@ void Trainer::train() {
 StepMetrics Trainer::train_step(int64_t step) {
   const auto start = std::chrono::steady_clock::now();
   StepMetrics metrics;
+  metrics.loss_scale = loss_scale_.value();
 
   // 1. This rank's micro-batches. Each is a pure function of its number, whoever runs it.
   for (int64_t i = 0; i < micro_batches_per_step_; ++i) {
-    const Batch batch = loader_->next();
+    const Batch batch = feed_->next();
     metrics.data_wait_ms += batch.wait_ms;
 
     // 2. Pictures and captions to latents and text embeddings; noise; prediction; loss.
     const Conditioning conditioning = encode(base_, batch, recipe_.train.deterministic, recipe_.lora.train_text_encoder);
     const DiffusionLoss out = diffusion_loss(base_, conditioning, batch, loss_options_, recipe_.dreambooth.prior_loss_weight);
 
-    // 3. Backward: gradients of the adapter alone, into its one flat tensor; then into the sum that order can't change.
+    // 3. Backward: gradients of the adapter alone, into its one flat tensor; then into the sum that order can't change. The loss
+    // scale of fp16 is divided out there.
     adapter_.flat_gradients().zero_();
-    out.loss.backward();
-    reduction_->add(adapter_.flat_gradients(), out.loss.item<double>());
+    (metrics.loss_scale == 1 ? out.loss : out.loss * metrics.loss_scale).backward();
+    reduction_->add(adapter_.flat_gradients(), out.loss.detach(), metrics.loss_scale);
+    feed_->prefetch();
     trace_->micro_batch(step, batch, conditioning, out);
   }
 
-  // 4. One message: the sum over all ranks, and with it whether any micro-batch was not finite.
-  GradientReduction::Result reduced = reduction_->reduce(communicator_);
-  metrics.loss = reduced.mean_loss;
-  metrics.skipped = reduced.skipped;
   metrics.lr = learning_rate({.name = recipe_.lr_scheduler.lr_scheduler,
                               .warmup_steps = recipe_.lr_scheduler.lr_warmup_steps,
                               .max_train_steps = *recipe_.train.max_train_steps,
@@ -116,20 +115,21 @@ StepMetrics Trainer::train_step(int64_t step) {
                               .power = recipe_.lr_scheduler.lr_power},
                              recipe_.optimizer.learning_rate, optimizer_->updates);
 
-  // 5. Every rank applies the same update. A skipped step consumes its micro-batches and changes nothing else.
-  trace_->gradient(step, adapter_, reduced.mean_gradient);
-  if (reduced.skipped) {
-    ++skipped_in_a_row_;
-    metrics.grad_norm = std::nan("");
-  } else {
-    skipped_in_a_row_ = 0;
-    metrics.grad_norm = clip_gradient(reduced.mean_gradient, recipe_.train.max_grad_norm);
-    optimizer_->step(reduced.mean_gradient, metrics.lr);
-  }
+  // 4. One message: the sum over all ranks, and with it whether any micro-batch was not finite. Every rank applies the same
+  // update. A skipped step consumes its micro-batches and changes nothing but the loss scale.
+  const StepUpdate update =
+      reduce_and_update(*reduction_, communicator_, *optimizer_, metrics.lr, recipe_.train.max_grad_norm,
+                        [&](const at::Tensor& mean_gradient) { trace_->gradient(step, adapter_, mean_gradient); });
+  metrics.loss = update.mean_loss;
+  metrics.grad_norm = update.grad_norm;
+  metrics.skipped = update.skipped;
+  skipped_in_a_row_ = update.skipped ? skipped_in_a_row_ + 1 : 0;
+  loss_scale_.update(update.skipped);
   trace_->update(step, adapter_, metrics.grad_norm, metrics.lr);
 
   const double seconds = seconds_since(start);
   metrics.step_ms = seconds * 1e3;
+  if (device_.is_cuda()) metrics.peak_device_memory_bytes = cuda_library().peak_memory_bytes(device_);
   metrics.images_per_second = static_cast<double>(*recipe_.train.total_batch_size) / seconds;
   metrics.world_size = communicator_.world().world_size;
   metrics.epoch = static_cast<double>((step + 1) * *recipe_.train.total_batch_size) / static_cast<double>(num_samples_);
@@ -137,6 +137,12 @@ StepMetrics Trainer::train_step(int64_t step) {
 }
 
 void Trainer::refuse_if_diverged() const {
+  if (loss_scale_.exhausted()) {
+    throw AgreedError(Error(ErrorKind::non_finite,
+                            fmt::format("training: at step {} gradients overflow fp16 even with a loss scale of 1", global_step_),
+                            "use mixed_precision = \"bf16\" or \"no\"; the checkpoints before are whole"),
+                      communicator_.world());
+  }
   if (skipped_in_a_row_ < kMaxSkippedInARow) return;
   throw AgreedError(Error(ErrorKind::non_finite,
                           fmt::format("training: the gradients of {} steps in a row, up to step {}, were not finite",
@@ -154,6 +160,10 @@ TrainingState Trainer::state() const {
   state.global_step = global_step_;
   state.updates = optimizer_->updates;
   state.skipped_in_a_row = skipped_in_a_row_;
+  if (loss_scale_.dynamic()) {
+    state.loss_scale = static_cast<int64_t>(loss_scale_.value());
+    state.loss_scale_clean_steps = loss_scale_.clean_steps();
+  }
   state.parameters = adapter_.flat_parameters();
   state.exp_avg = optimizer_->exp_avg;
   state.exp_avg_sq = optimizer_->exp_avg_sq;

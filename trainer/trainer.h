@@ -12,9 +12,11 @@
 #include "dist/reduction.h"
 #include "models/lora.h"
 #include "models/stable_diffusion.h"
+#include "trainer/batch_feed.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_writer.h"
 #include "trainer/first_use_pack.h"
+#include "trainer/loss_scale.h"
 #include "trainer/loss_weights.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
@@ -27,8 +29,9 @@ namespace lorashard {
 class Trainer {
  public:
   /// Opens the pack and the base, finds the checkpoint to resume from, and builds every part. Collective over `communicator`, which
-  /// must outlive it. Whatever can be known to be wrong before step 0 is thrown here, on every rank.
-  Trainer(Recipe recipe, Communicator& communicator);
+  /// must outlive it and sums on `device`, where the training runs. Whatever can be known to be wrong before step 0 is thrown here, on
+  /// every rank.
+  Trainer(Recipe recipe, Communicator& communicator, at::Device device = at::kCPU);
   ~Trainer();
 
   /// Runs to max_train_steps; writes checkpoints, metrics, trace and at the end the adapter. Throws Error(stopped) after a
@@ -62,6 +65,7 @@ class Trainer {
 
   Recipe recipe_;
   Communicator& communicator_;
+  const at::Device device_;
   std::filesystem::path output_dir_;
   std::unique_ptr<RunLease> lease_;  // rank 0; released last
 
@@ -80,7 +84,9 @@ class Trainer {
   int64_t skipped_in_a_row_ = 0;
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<GradientReduction> reduction_;
+  LossScale loss_scale_;
   std::unique_ptr<DataLoader> loader_;
+  std::unique_ptr<BatchFeed> feed_;
   std::unique_ptr<Metrics> metrics_;  // rank 0
   std::unique_ptr<Trace> trace_;
   int64_t micro_batches_per_step_ = 0;  // of this rank

@@ -16,11 +16,15 @@
 
 namespace lorashard {
 
-Trainer::Trainer(Recipe recipe, Communicator& communicator)
-    : recipe_(std::move(recipe)), communicator_(communicator), output_dir_(recipe_.output_dir) {
+Trainer::Trainer(Recipe recipe, Communicator& communicator, at::Device device)
+    : recipe_(std::move(recipe)),
+      communicator_(communicator),
+      device_(device),
+      output_dir_(recipe_.output_dir),
+      loss_scale_(recipe_.train.mixed_precision == "fp16", static_cast<double>(recipe_.train.initial_loss_scale),
+                  recipe_.train.loss_scale_growth_interval) {
   require_same(communicator_, "the recipe", print_recipe(recipe_));
   run_agreed(communicator_, "starting the training", [&] {
-    refuse_fp16_without_gpu(recipe_);
     if (!is_main()) return;
     prepare_output_dir(output_dir_);
     lease_ = std::make_unique<RunLease>(output_dir_);
@@ -95,7 +99,7 @@ void Trainer::resolve() {
 }
 
 void Trainer::load_base() {
-  const StableDiffusionOptions options = base_options(recipe_);
+  const StableDiffusionOptions options = base_options(recipe_, device_);
   base_ = load_stable_diffusion(recipe_.model.pretrained_model_name_or_path, options);
   base_hash_ = base_model_hash(recipe_.model.pretrained_model_name_or_path, options);
   require_resolution_fits(recipe_, base_);
@@ -111,6 +115,7 @@ void Trainer::inject_lora() {
                  {.rank = recipe_.lora.rank, .alpha = *recipe_.lora.lora_alpha, .target_modules = recipe_.lora.text_encoder_target_modules});
   }
   adapter_.allocate(static_cast<uint64_t>(recipe_.seed));
+  adapter_.to(device_);
   log::info("adapter: {} layers, {} parameters", adapter_.modules().size(), adapter_.num_parameters());
 }
 
@@ -120,7 +125,8 @@ void Trainer::restore() {
                                                     .beta2 = recipe_.optimizer.adam_beta2,
                                                     .weight_decay = recipe_.optimizer.adam_weight_decay,
                                                     .epsilon = recipe_.optimizer.adam_epsilon});
-  reduction_ = std::make_unique<GradientReduction>(adapter_.num_parameters(), num_micro_batches_, recipe_.train.deterministic);
+  reduction_ = std::make_unique<GradientReduction>(adapter_.num_parameters(), num_micro_batches_, recipe_.train.deterministic,
+                                                   device_);
   if (resumed_) {
     require_same_run(recipe_, data_hash(), base_hash_, *resumed_, checkpoint_);
     LORASHARD_CHECK(resumed_->parameters.numel() == adapter_.num_parameters(), "{} parameters in '{}', {} in the model",
@@ -131,6 +137,9 @@ void Trainer::restore() {
     optimizer_->exp_avg_sq.copy_(resumed_->exp_avg_sq);
     optimizer_->updates = resumed_->updates;
     skipped_in_a_row_ = resumed_->skipped_in_a_row;
+    if (loss_scale_.dynamic()) {
+      loss_scale_.restore(static_cast<double>(resumed_->loss_scale), resumed_->loss_scale_clean_steps);
+    }
     global_step_ = resumed_->global_step;
     log::info("going on from '{}' at step {}", checkpoint_, global_step_);
   }
@@ -173,6 +182,7 @@ void Trainer::start_loader() {
   const MicroBatchSchedule schedule(num_micro_batches_, world.rank, world.world_size, global_step_, *recipe_.train.max_train_steps);
   micro_batches_per_step_ = schedule.per_step();
   loader_ = std::make_unique<DataLoader>(*pack_, options, schedule);
+  feed_ = std::make_unique<BatchFeed>(*loader_, schedule.size(), device_);
 }
 
 }  // namespace lorashard

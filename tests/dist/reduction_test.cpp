@@ -219,5 +219,65 @@ TEST(Reduction, RefusesAGradientOfAnotherSize) {
   EXPECT_THROW(reduction.add(at::zeros({3}, at::kDouble), 0.0), Error);
 }
 
+/// What both ways of the reduction make of the same micro-batches must be the same bits.
+void expect_both_ways_agree(const std::vector<at::Tensor>& gradients, const std::vector<float>& losses,
+                            bool deterministic, double loss_scale = 1.0) {
+  const int64_t parameters = gradients[0].numel(), micro_batches = static_cast<int64_t>(gradients.size());
+  GradientReduction host(parameters, micro_batches, deterministic), tensors(parameters, micro_batches, deterministic);
+  const auto communicator = make_cpu_communicator(World{});
+  for (int step = 0; step < 2; ++step) {  // the second shows that the sums were cleared
+    for (size_t m = 0; m < gradients.size(); ++m) {
+      host.add(gradients[m], losses[m], loss_scale);
+      tensors.add_without_waiting(gradients[m], at::scalar_tensor(losses[m], at::kFloat), loss_scale);
+    }
+    const auto expected = host.reduce(*communicator);
+    const auto found = tensors.reduce_without_waiting(*communicator);
+    ASSERT_EQ(found.found_inf.scalar_type(), at::kFloat);
+    EXPECT_EQ(found.found_inf.item<float>(), expected.skipped ? 1.0f : 0.0f);
+    const double loss = found.mean_loss.item<double>();
+    EXPECT_TRUE(loss == expected.mean_loss || (std::isnan(loss) && std::isnan(expected.mean_loss))) << loss;
+    EXPECT_TRUE(same_bits(found.mean_gradient, expected.mean_gradient));
+  }
+}
+
+TEST(Reduction, TensorOperationsGiveTheBitsOfTheLoops) {
+  std::vector<float> losses;
+  for (int64_t m = 0; m < kMicroBatches; ++m) losses.push_back(static_cast<float>(loss_of(static_cast<size_t>(m))));
+  for (const bool deterministic : {true, false}) {
+    for (unsigned seed = 1; seed <= 5; ++seed) expect_both_ways_agree(random_gradients(seed), losses, deterministic);
+    auto scaled = random_gradients(9);
+    for (at::Tensor& g : scaled) g.mul_(65536.0);
+    expect_both_ways_agree(scaled, losses, deterministic, 65536.0);
+    scaled[3][7] = 5e6;  // beyond 2^51: the loops' other path
+    expect_both_ways_agree(scaled, losses, deterministic, 1.0);
+  }
+}
+
+TEST(Reduction, TensorOperationsRoundTiesAsTheLoopsDo) {
+  const float unit = std::ldexp(1.0f, -kFixedPointBits);
+  const at::Tensor ties =
+      at::tensor(std::vector<float>{0.5f * unit, 1.5f * unit, 2.5f * unit, -0.5f * unit, -1.5f * unit, -2.5f * unit,
+                                    0.75f * unit, -0.75f * unit, 0.0f, -0.0f});
+  expect_both_ways_agree({ties}, {0.5f * unit}, true);
+  expect_both_ways_agree({ties, ties * 3, -ties}, {1.5f * unit, 2.5f * unit, 0}, true);
+}
+
+TEST(Reduction, TensorOperationsSeeTheSameViolations) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
+  const auto with = [](float value) {
+    at::Tensor g = at::full({5}, 0.25f);
+    g[2] = value;
+    return g;
+  };
+  for (const bool deterministic : {true, false}) {
+    for (const float bad : {kNan, kInf, -kInf, 3e38f, 1e7f, -1e7f}) {
+      expect_both_ways_agree({with(1), with(bad)}, {1, 2}, deterministic);
+      expect_both_ways_agree({with(bad), with(bad)}, {1, bad}, deterministic);
+      expect_both_ways_agree({with(1), with(1)}, {bad, 2}, deterministic);
+    }
+    expect_both_ways_agree({with(3e38f), with(3e38f)}, {1, 2}, deterministic);  // finite, but not their fp32 sum
+  }
+}
+
 }  // namespace
 }  // namespace lorashard

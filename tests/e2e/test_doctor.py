@@ -106,7 +106,7 @@ FAULTS = {  # name: (what to prepare, recipe, exit code, check, words)
     "broken pack": (broken_pack, {"data": "broken-pack"}, 65, "data", "shard-"),
     "missing base": (None, {"base": "no-base"}, 2, "base model", "no-base"),
     "broken base": (broken_base, {"base": "broken-base"}, 65, "base model", "config.json"),
-    "fp16": (None, {"train__mixed_precision": "fp16"}, 2, "precision", "fp16"),
+    "device": (None, {"distributed__device": "cuda"}, 2, "device", "cuda"),
     "resolution": (None, {"data__resolution": 72}, 2, "resolution", "72"),
     "output_dir": (file_in_the_way, {"out": "file/out"}, 74, "output_dir", "file/out"),
     "batch size": (None, {"train__train_batch_size": 4}, 2, None, "total_batch_size"),
