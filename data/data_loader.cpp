@@ -169,8 +169,10 @@ Batch make_batch(const Pack& pack, const DataLoaderOptions& options, const Sampl
 }  // namespace
 
 std::vector<at::Tensor*> tensors_of(Batch& batch) {
-  std::vector<at::Tensor*> tensors = {&batch.pixel_values, &batch.input_ids, &batch.vae_noise, &batch.noise,
-                                      &batch.timesteps};
+  std::vector<at::Tensor*> tensors = {&batch.pixel_values, &batch.input_ids,    &batch.input_ids_2,
+                                      &batch.vae_noise,    &batch.noise,        &batch.timesteps,
+                                      &batch.noise_offset, &batch.input_perturbation, &batch.loss_mask,
+                                      &batch.loss_weights};
   std::erase_if(tensors, [](const at::Tensor* tensor) { return !tensor->defined(); });
   return tensors;
 }

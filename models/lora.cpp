@@ -124,8 +124,8 @@ std::vector<LoraParameter> LoraAdapter::parameters() const {
   std::vector<LoraParameter> result;
   for (size_t i = 0; i < modules_.size(); ++i) {
     const LoraPair& pair = *modules_[i].layer->lora;
-    result.push_back({keys[i].down, pair.down, pair.down.grad()});
-    result.push_back({keys[i].up, pair.up, pair.up.grad()});
+    result.push_back({keys[i].down, pair.down, pair.down.grad(), LoraPart::down, i});
+    result.push_back({keys[i].up, pair.up, pair.up.grad(), LoraPart::up, i});
   }
   return result;
 }

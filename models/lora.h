@@ -28,10 +28,14 @@ struct LoraModule {
   Linear* layer = nullptr;
 };
 
+enum class LoraPart { down, up, magnitude };
+
 struct LoraParameter {
   std::string key;      ///< as in the exported diffusers file (models/lora_state_dict.h)
   at::Tensor value;     ///< view into flat_parameters()
   at::Tensor gradient;  ///< view into flat_gradients()
+  LoraPart part = LoraPart::down;
+  size_t module = 0;  ///< index into modules()
 };
 
 class LoraAdapter {

@@ -24,9 +24,10 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kFormat = "lorashard-checkpoint";
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kState = "state.safetensors";
+constexpr const char* kParameters = "parameters";
 constexpr const char* kRecipe = "recipe.toml";
 constexpr const char* kAdapter = "pytorch_lora_weights.safetensors";
 constexpr uint64_t kMaxManifestBytes = uint64_t{1} << 20;
@@ -71,6 +72,15 @@ std::vector<fs::path> checkpoints_in(const fs::path& output_dir) {
   return folders;
 }
 
+/// A checkpoint that is whole, but that only an older lorashard can read.
+struct OlderVersion : Error {
+  OlderVersion(const fs::path& manifest, int64_t version)
+      : Error(ErrorKind::bad_data,
+              fmt::format("reading checkpoint file '{}': expected version {}, found {}: an older lorashard wrote it",
+                          manifest.string(), kVersion, version),
+              "go on with the lorashard that wrote it, or choose another output_dir") {}
+};
+
 Error broken(const fs::path& file, const std::string& what) {
   return Error(ErrorKind::bad_data, fmt::format("reading checkpoint file '{}': {}", file.string(), what),
                "use an older checkpoint; resume_from_checkpoint = \"latest\" finds the newest whole one by itself");
@@ -110,7 +120,10 @@ int64_t verify(const fs::path& folder) {
     const nlohmann::json manifest = nlohmann::json::parse(text);
     if (manifest.at("format") != kFormat) throw broken(path, fmt::format("expected format '{}'", kFormat));
     if (manifest.at("version") != kVersion) {
-      throw broken(path, fmt::format("expected version {}, found {}", kVersion, manifest.at("version").dump()));
+      const nlohmann::json& version = manifest.at("version");
+      const int64_t number = version.is_number_integer() ? version.get<int64_t>() : 0;
+      if (number >= 1 && number < kVersion) throw OlderVersion(path, number);
+      throw broken(path, fmt::format("expected version {}, found {}", kVersion, version.dump()));
     }
     if (print_manifest(manifest) != text) throw broken(path, "it isn't as it was written");
     const int64_t global_step = manifest.at("global_step").get<int64_t>();
@@ -136,11 +149,19 @@ Metadata state_metadata(const TrainingState& state) {
           {"pack_hash", state.pack_hash},
           {"base_hash", state.base_hash},
           {"parameter_keys", fmt::format("{}", fmt::join(state.parameter_keys, "\n"))}};
-  if (state.loss_scale > 0) {
-    metadata["loss_scale"] = std::to_string(state.loss_scale);
-    metadata["loss_scale_clean_steps"] = std::to_string(state.loss_scale_clean_steps);
-  }
   return metadata;
+}
+
+/// All tensors under their names, and the numbers as tensors without dimensions, which keep type and bits.
+StateDict state_tensors(const TrainingState& state) {
+  StateDict tensors = state.parts.tensors;
+  LORASHARD_CHECK(!tensors.contains(kParameters), "a part's tensor is named '{}'", kParameters);
+  tensors[kParameters] = state.parameters;
+  for (const auto& [name, number] : state.parts.scalars) {
+    const auto type = at::TensorOptions(std::holds_alternative<double>(number) ? at::kDouble : at::kLong);
+    std::visit([&, &name = name](auto value) { tensors[name] = at::scalar_tensor(value, type); }, number);
+  }
+  return tensors;
 }
 
 void write_files(const fs::path& folder, const TrainingState& state, const StateDict& adapter,
@@ -148,9 +169,7 @@ void write_files(const fs::path& folder, const TrainingState& state, const State
   if (::mkdir(folder.c_str(), 0777) != 0) throw errno_error(fmt::format("making '{}'", folder.string()));
   write_durably(folder / kRecipe, state.recipe);
   write_safetensors(folder / kAdapter, adapter, adapter_metadata);
-  write_safetensors(folder / kState,
-                    {{"parameters", state.parameters}, {"exp_avg", state.exp_avg}, {"exp_avg_sq", state.exp_avg_sq}},
-                    state_metadata(state));
+  write_safetensors(folder / kState, state_tensors(state), state_metadata(state));
   write_durably(folder / kManifest, print_manifest(make_manifest(folder, state.global_step)));
   fsync_folder(folder);
 }
@@ -206,6 +225,23 @@ std::vector<std::string> split_lines(const std::string& text) {
   return lines;
 }
 
+/// Sorts what state_tensors() made one: parameters, numbers, tensors of parts.
+void put(TrainingState& state, const std::string& name, const at::Tensor& tensor, const fs::path& path) {
+  const at::ScalarType type = tensor.scalar_type();
+  if (name == kParameters) {
+    if (type != at::kFloat || tensor.dim() != 1) {
+      throw broken(path, fmt::format("tensor '{}': expected one dimension of F32", name));
+    }
+    state.parameters = tensor.clone();  // off the mapped file: an optimizer works in place
+  } else if (tensor.dim() == 0 && type == at::kDouble) {
+    state.parts.scalars[name] = tensor.item<double>();
+  } else if (tensor.dim() == 0 && type == at::kLong) {
+    state.parts.scalars[name] = tensor.item<int64_t>();
+  } else {
+    state.parts.tensors[name] = tensor.clone();
+  }
+}
+
 TrainingState parse_state(const fs::path& path) {
   const SafetensorsFile file(path);
   const auto text = [&](const std::string& key) {
@@ -218,31 +254,17 @@ TrainingState parse_state(const fs::path& path) {
     if (!value) throw broken(path, fmt::format("metadata '{}': expected a number, found '{}'", key, text(key)));
     return *value;
   };
-  const auto tensor = [&](const std::string& key) {
-    if (!file.contains(key)) throw broken(path, fmt::format("expected tensor '{}'", key));
-    const at::Tensor value = file.tensor(key);
-    if (value.scalar_type() != at::kFloat || value.dim() != 1) {
-      throw broken(path, fmt::format("tensor '{}': expected one dimension of F32", key));
-    }
-    return value.clone();  // off the mapped file: the optimizer works in place
-  };
   TrainingState state{.global_step = number("global_step"),
                       .updates = number("updates"),
                       .skipped_in_a_row = number("skipped_in_a_row"),
-                      .parameters = tensor("parameters"),
-                      .exp_avg = tensor("exp_avg"),
-                      .exp_avg_sq = tensor("exp_avg_sq"),
+                      .parameters = {},
+                      .parts = {},
                       .recipe = "",
                       .pack_hash = text("pack_hash"),
                       .base_hash = text("base_hash"),
                       .parameter_keys = split_lines(text("parameter_keys"))};
-  if (file.metadata().contains("loss_scale")) {
-    state.loss_scale = number("loss_scale");
-    state.loss_scale_clean_steps = number("loss_scale_clean_steps");
-  }
-  if (state.exp_avg.numel() != state.parameters.numel() || state.exp_avg_sq.numel() != state.parameters.numel()) {
-    throw broken(path, "parameters, exp_avg and exp_avg_sq differ in size");
-  }
+  for (const auto& [name, tensor] : file.tensors()) put(state, name, tensor, path);
+  if (!state.parameters.defined()) throw broken(path, fmt::format("expected tensor '{}'", kParameters));
   return state;
 }
 
@@ -300,6 +322,8 @@ std::optional<fs::path> newest_checkpoint(const fs::path& output_dir) {
       const int64_t global_step = verify(folder);
       if (global_step == step_of(folder)) return folder;
       log::warning("passing over '{}': it holds step {}", folder.string(), global_step);
+    } catch (const OlderVersion&) {
+      throw;  // passing over it would begin the run anew
     } catch (const Error& error) {
       log::warning("passing over '{}': {}", folder.string(), error.message());
     }

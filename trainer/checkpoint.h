@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "models/safetensors.h"
+#include "trainer/named_state.h"
 
 namespace lorashard {
 
@@ -17,9 +18,9 @@ struct TrainingState {
   int64_t global_step = 0;  ///< optimizer steps consumed, skipped ones included
   int64_t updates = 0;      ///< updates applied
   int64_t skipped_in_a_row = 0;
-  int64_t loss_scale = 0, loss_scale_clean_steps = 0;  ///< of fp16; scale 0: none
-  at::Tensor parameters, exp_avg, exp_avg_sq;  ///< fp32 [P], flat
-  std::string recipe;       ///< resolved recipe as TOML
+  at::Tensor parameters;  ///< fp32 [P], flat
+  NamedState parts;       ///< of "optimizer", "ema", "loss_scale": "optimizer/exp_avg"
+  std::string recipe;     ///< resolved recipe as TOML
   std::string pack_hash, base_hash;
   std::vector<std::string> parameter_keys;  ///< adapter key of each tensor in flat order, "key shape" a line
 };
@@ -36,7 +37,8 @@ uint64_t checkpoint_bytes(const std::filesystem::path& folder);
 /// Checks manifest, sizes and hashes, then reads. Throws Error(bad_data) naming the file that is wrong.
 TrainingState read_checkpoint(const std::filesystem::path& folder);
 
-/// The newest checkpoint-N of output_dir that is whole; broken ones are named in the log. By a scan, newest first.
+/// The newest checkpoint-N of output_dir that is whole; broken ones are named in the log. By a scan, newest first. Throws
+/// Error(bad_data) for one of an older version.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& output_dir);
 
 /// Removes the oldest beyond `limit` (0: none), never `just_written`, and temporary folders that a killed run left. `just_written` is re-read and verified

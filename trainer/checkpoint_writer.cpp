@@ -35,9 +35,11 @@ std::optional<Error> outcome_of(const std::function<void()>& action) {
 CheckpointWriter::CheckpointWriter(const TrainingState& state, bool on_disk_full_continue, Write write)
     : write_(std::move(write)), on_disk_full_continue_(on_disk_full_continue), snapshot_(state) {
   // Zeros are written, not only reserved: the first snapshot shall not pay for getting its pages.
-  for (at::Tensor* tensor : {&snapshot_.parameters, &snapshot_.exp_avg, &snapshot_.exp_avg_sq}) {
-    *tensor = at::empty(state.parameters.sizes(), at::kFloat).zero_();
-  }
+  const auto room_for = [](at::Tensor& tensor) {
+    tensor = at::empty(tensor.sizes(), at::TensorOptions(tensor.scalar_type())).zero_();
+  };
+  room_for(snapshot_.parameters);
+  for (auto& [name, tensor] : snapshot_.parts.tensors) room_for(tensor);
   try {
     thread_ = std::thread([this] { run(); });
   } catch (const std::system_error& error) {
@@ -75,11 +77,9 @@ void CheckpointWriter::copy(const TrainingState& now) {
   snapshot_.global_step = now.global_step;
   snapshot_.updates = now.updates;
   snapshot_.skipped_in_a_row = now.skipped_in_a_row;
-  snapshot_.loss_scale = now.loss_scale;
-  snapshot_.loss_scale_clean_steps = now.loss_scale_clean_steps;
   snapshot_.parameters.copy_(now.parameters);
-  snapshot_.exp_avg.copy_(now.exp_avg);
-  snapshot_.exp_avg_sq.copy_(now.exp_avg_sq);
+  copy_tensors(now.parts.tensors, snapshot_.parts.tensors);
+  snapshot_.parts.scalars = now.parts.scalars;
 }
 
 void CheckpointWriter::start() {

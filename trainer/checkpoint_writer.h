@@ -18,8 +18,8 @@ class CheckpointWriter {
  public:
   using Write = std::function<void(const TrainingState&)>;
 
-  /// `write` runs on the writer's thread and must write all of a checkpoint or throw. `state` gives the sizes of the
-  /// tensors and what never changes (recipe, hashes, keys). With `on_disk_full_continue`, errors of a full disk are
+  /// `write` runs on the writer's thread and must write all of a checkpoint or throw. `state` gives names and
+  /// sizes of the tensors and what never changes (recipe, hashes, keys). With `on_disk_full_continue`, errors of a full disk are
   /// logged and nothing more.
   CheckpointWriter(const TrainingState& state, bool on_disk_full_continue, Write write);
   /// Waits for the write in flight; an error that nobody asked for is logged.

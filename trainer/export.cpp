@@ -7,8 +7,6 @@
 
 namespace lorashard {
 
-StateDict publishable(const LoraAdapter& adapter) { return publishable(adapter, adapter.flat_parameters().cpu()); }
-
 StateDict publishable(const LoraAdapter& adapter, const at::Tensor& flat_parameters) {
   StateDict state = to_diffusers(adapter, flat_parameters);
   for (const auto& [key, value] : state) {
@@ -22,8 +20,8 @@ StateDict publishable(const LoraAdapter& adapter, const at::Tensor& flat_paramet
 
 Metadata adapter_metadata() { return {{"format", "pt"}}; }
 
-void export_adapter(const LoraAdapter& adapter, const std::filesystem::path& folder) {
-  const StateDict state = publishable(adapter);
+void export_adapter(const LoraAdapter& adapter, const at::Tensor& flat_parameters, const std::filesystem::path& folder) {
+  const StateDict state = publishable(adapter, flat_parameters);
   const std::filesystem::path path = folder / "pytorch_lora_weights.safetensors";
   write_safetensors(path, state, adapter_metadata());
   const StateDict written = SafetensorsFile(path).tensors();

@@ -45,4 +45,9 @@ void LossScale::restore(double value, int64_t clean_steps) {
   clean_steps_ = clean_steps;
 }
 
+void LossScale::load(const NamedState& saved) {
+  require_same_names(saved, state(), "the loss scale");
+  restore(std::get<double>(saved.scalars.at("value")), std::get<int64_t>(saved.scalars.at("clean_steps")));
+}
+
 }  // namespace lorashard

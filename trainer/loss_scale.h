@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#include "trainer/named_state.h"
+
 namespace lorashard {
 
 class LossScale {
@@ -22,6 +24,10 @@ class LossScale {
   /// Goes on from what a checkpoint has of both. Throws Error(bad_data) for values that none can have. Requires:
   /// dynamic().
   void restore(double value, int64_t clean_steps);
+
+  /// What a checkpoint has: "value" and "clean_steps".
+  NamedState state() const { return {.tensors = {}, .scalars = {{"value", value_}, {"clean_steps", clean_steps_}}}; }
+  void load(const NamedState& saved);
 
  private:
   bool dynamic_;

@@ -79,4 +79,12 @@ double learning_rate(const LrSchedulerOptions& options, double base, int64_t upd
   return base * factor(options, base, update);
 }
 
+std::vector<double> learning_rates(const LrSchedulerOptions& options, double base, const std::vector<double>& bases,
+                                   int64_t update) {
+  const double common = factor(options, base, update);
+  std::vector<double> rates;
+  for (double own : bases) rates.push_back(own * common);
+  return rates;
+}
+
 }  // namespace lorashard

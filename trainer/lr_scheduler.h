@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace lorashard {
 
@@ -14,5 +15,10 @@ struct LrSchedulerOptions {
 /// Learning rate of update `update` (from 0), `base` being the recipe's learning_rate. Bit for bit what
 /// LambdaLR over diffusers' lambda gives in double. Throws Error(usage) for an unknown name.
 double learning_rate(const LrSchedulerOptions& options, double base, int64_t update);
+
+/// The same for parameter groups with learning rates of their own, `bases`, times the one factor that `base` gives: LambdaLR
+/// with one lambda over an optimizer whose default is `base`.
+std::vector<double> learning_rates(const LrSchedulerOptions& options, double base, const std::vector<double>& bases,
+                                   int64_t update);
 
 }  // namespace lorashard

@@ -1,42 +1,68 @@
-// AdamW on the adapter's one flat tensor: at::_fused_adamw_, the same update as torch.optim.AdamW. Clipping beside it.
+// What every optimizer is to the trainer: a step over the adapter's one flat tensor, and a state by name for
+// checkpoints. trainer/make_optimizer.h makes the one that a recipe names.
 #pragma once
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <optional>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "trainer/named_state.h"
+#include "trainer/parameter_groups.h"
 
 namespace lorashard {
 
-struct AdamWOptions {
-  double beta1 = 0.9, beta2 = 0.999, weight_decay = 1e-2, epsilon = 1e-8;
-};
-
-class AdamW {
+/// A step is a pure function of state and gradient: the same bits on every rank. Not thread-safe.
+class Optimizer {
  public:
-  /// `parameters`: fp32 [P], updated in place by step().
-  AdamW(at::Tensor parameters, const AdamWOptions& options);
-  void step(const at::Tensor& gradient, double learning_rate);
-  /// step() where `found_inf` (fp32 [], on the parameters' device) is 0, and nothing where it is 1, which the device alone
-  /// needs to know: the host doesn't wait. settle() must follow.
-  void step_unless(const at::Tensor& found_inf, const at::Tensor& gradient, double learning_rate);
-  /// What found_inf was: a skipped update isn't counted.
-  void settle(bool skipped) { updates -= skipped ? 1 : 0; }
+  virtual ~Optimizer() = default;
+  Optimizer(const Optimizer&) = delete;
+  Optimizer& operator=(const Optimizer&) = delete;
 
-  /// What a checkpoint keeps. fp32 [P] each, and the number of updates applied.
-  at::Tensor exp_avg, exp_avg_sq;
-  int64_t updates = 0;
+  /// One update of the parameters in place. `gradient`: fp32 [P], may be overwritten. `learning_rates`: one of each
+  /// group.
+  void step(at::Tensor& gradient, const std::vector<double>& learning_rates);
+  /// step() where `found_inf` (fp32 [], on the parameters' device) is 0, and nothing where it is 1. settle() must follow.
+  void step_unless(const at::Tensor& found_inf, at::Tensor& gradient, const std::vector<double>& learning_rates);
+  /// What found_inf was: a skipped update isn't counted.
+  void settle(bool skipped) { updates_ -= skipped ? 1 : 0; }
+
+  /// What a checkpoint keeps besides parameters and `updates`. The tensors are the optimizer's own, not copies.
+  NamedState state() const;
+  /// Goes on from `saved`, a state() of the same optimizer after `updates` updates. Throws Error(bad_data) where names,
+  /// types or shapes are others.
+  void load(const NamedState& saved, int64_t updates);
+
+  int64_t updates() const { return updates_; }  ///< applied
+  const std::vector<ParameterGroup>& groups() const { return groups_; }
+
+ protected:
+  /// `parameters`: fp32 [P], contiguous; each element is in one group.
+  Optimizer(at::Tensor parameters, std::vector<ParameterGroup> groups);
+
+  /// One update, after updates_ was counted up: it is the number of this one, from 1. Runs without autograd.
+  virtual void update(at::Tensor& gradient, const std::vector<double>& learning_rates) = 0;
+  /// The same where `found_inf` is 0. This one asks the device and waits for its answer; an optimizer whose kernel can ask by itself
+  /// overrides it.
+  virtual void update_unless(const at::Tensor& found_inf, at::Tensor& gradient, const std::vector<double>& learning_rates);
+
+  /// In the constructor of an optimizer: makes a tensor part of state(). Returns it.
+  at::Tensor keep(const std::string& name, at::Tensor tensor);
+  /// The same of a number that the optimizer owns.
+  void keep(const std::string& name, double* number) { scalars_[name] = number; }
+  void keep(const std::string& name, int64_t* number) { scalars_[name] = number; }
+
+  const at::Tensor parameters_;
+  const std::vector<ParameterGroup> groups_;
+  int64_t updates_ = 0;
 
  private:
-  void update(const at::Tensor& gradient, double learning_rate, const std::optional<at::Tensor>& found_inf);
+  void check(const at::Tensor& gradient, const std::vector<double>& learning_rates) const;
 
-  at::Tensor parameters_, step_;
-  AdamWOptions options_;
+  StateDict tensors_;
+  std::map<std::string, std::variant<int64_t*, double*>> scalars_;
 };
-
-/// The 2-norm of `gradient` (fp32 [P]); scales it by max_norm / (norm + 1e-6) where that is below 1 (torch.nn.utils.clip_grad_norm_).
-/// Pure function of the gradient: the same bits on every rank. Returns the norm before clipping.
-double clip_gradient(at::Tensor& gradient, double max_norm);
-/// The same by tensor operations alone, on any device: the host doesn't wait. Returns the norm, fp64 [].
-at::Tensor clip_gradient_without_waiting(at::Tensor& gradient, double max_norm);
 
 }  // namespace lorashard

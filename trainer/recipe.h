@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -100,9 +101,27 @@ struct Recipe {
   struct Optimizer {
     std::string optimizer = "adamw";
     double learning_rate = 1e-4;
+    std::optional<double> text_encoder_lr;    ///< absent: learning_rate
+    double loraplus_lr_ratio = 1.0;           ///< up matrices' rate over the others'
+    std::map<std::string, double> lr_pattern;  ///< layer pattern -> learning rate
     bool scale_lr = false;
     double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_weight_decay = 1e-2, adam_epsilon = 1e-8;
+    std::optional<double> adam_weight_decay_text_encoder;  ///< absent: adam_weight_decay
+    std::optional<double> adam_weight_decay_magnitude;     ///< of DoRA's vectors; absent: as the others
+    bool use_8bit_adam = false;                            ///< resolved into optimizer = "adamw8bit"
+    std::optional<double> prodigy_beta3;                   ///< absent: sqrt(adam_beta2)
+    bool prodigy_decouple = true, prodigy_use_bias_correction = true, prodigy_safeguard_warmup = true;
+    double prodigy_d0 = 1e-6, prodigy_d_coef = 1.0;
+    bool adafactor_scale_parameter = false, adafactor_relative_step = false, adafactor_warmup_init = false;
+    double lion_beta1 = 0.9, lion_beta2 = 0.99;
   } optimizer;
+  struct Ema {
+    bool use_ema = false;
+    double ema_decay = 0.9999, ema_min_decay = 0.0;
+    int64_t ema_update_after_step = 0;
+    bool use_ema_warmup = false;
+    double ema_inv_gamma = 1.0, ema_power = 2.0 / 3.0;
+  } ema;
   struct LrSchedule {
     std::string lr_scheduler = "constant";
     int64_t lr_warmup_steps = 0;

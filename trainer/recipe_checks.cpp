@@ -88,6 +88,14 @@ FieldCheck not_empty() {
   return {"not empty", [](const FieldMember& member) { return !std::get<std::string*>(member)->empty(); }};
 }
 
+FieldCheck rates_by_pattern() {
+  return {"each at least 0, no name empty", [](const FieldMember& member) {
+            const auto& rates = *std::get<std::map<std::string, double>*>(member);
+            return std::all_of(rates.begin(), rates.end(),
+                               [](const auto& item) { return !item.first.empty() && item.second >= 0; });
+          }};
+}
+
 FieldCheck distinct_names() {
   return {"at least one, none empty, none twice", [](const FieldMember& member) {
             const auto& names = *std::get<std::vector<std::string>*>(member);

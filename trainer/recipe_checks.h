@@ -25,6 +25,9 @@ FieldCheck one_of(const std::vector<std::string>& words);
 FieldCheck not_empty();
 FieldCheck distinct_names();
 
+// Tables of numbers.
+FieldCheck rates_by_pattern();
+
 // Upper bounds keep products (steps * batch, ranks * batch * accumulation) far from overflow; no real run comes near
 // them.
 constexpr int64_t kMostImages = int64_t{1} << 24;

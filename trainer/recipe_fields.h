@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <variant>
@@ -14,7 +15,7 @@ namespace lorashard {
 
 /// The member a key is kept in; its type is the key's type.
 using FieldMember = std::variant<std::string*, int64_t*, double*, bool*, std::optional<int64_t>*,
-                                 std::optional<double>*, std::vector<std::string>*>;
+                                 std::optional<double>*, std::vector<std::string>*, std::map<std::string, double>*>;
 
 /// What a value must satisfy beyond its type.
 struct FieldCheck {
@@ -55,5 +56,7 @@ std::string string_as_toml(const std::string& text);
 void check_recipe_rules(const Recipe& recipe, const std::string& name);
 /// Those of [dreambooth] and task; called by check_recipe_rules().
 void check_dreambooth_rules(const Recipe& recipe, const std::string& name);
+/// Those of [optimizer], [ema] and [lr_scheduler]: refuses a key that would have no effect with the optimizer chosen.
+void check_optimizer_rules(const Recipe& recipe, const std::string& name);
 
 }  // namespace lorashard

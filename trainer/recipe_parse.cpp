@@ -87,6 +87,19 @@ struct SetFromToml {
   std::string operator()(std::optional<T>* member) {
     return (*this)(&member->emplace());
   }
+  template <class T>
+  std::string operator()(std::map<std::string, T>* member) {
+    const auto* table = node.as_table();
+    if (!table) return found_in_words(node);
+    member->clear();
+    for (const auto& [key, value] : *table) {
+      const std::string name(key.str());
+      const std::string wrong = SetFromToml{value}(&(*member)[name]);
+      if (!wrong.empty()) return fmt::format("{} for '{}'", wrong, shown(name));
+      if (const std::string bad = check_string(name); !bad.empty()) return bad + " in it";
+    }
+    return "";
+  }
   std::string operator()(std::vector<std::string>* member) {
     const auto* values = node.as_array();
     if (!values) return found_in_words(node);
@@ -105,7 +118,7 @@ struct SetFromToml {
 std::string set_field(const RecipeField& field, const toml::node& node) {
   std::string found = std::visit(SetFromToml{node}, field.member);
   if (found.empty() && !field.check.holds(field.member)) {
-    found = node.is_array() ? value_as_toml(field.member) : found_in_words(node);
+    found = node.is_array() || node.is_table() ? value_as_toml(field.member) : found_in_words(node);
   }
   if (found.empty()) return "";
   return fmt::format("'{}': expected {}; found {}", field.name(), expected_in_words(field), found);

@@ -20,6 +20,13 @@ struct ToToml {
   std::string operator()(const bool* value) { return *value ? "true" : "false"; }
   std::string operator()(const std::optional<int64_t>* value) { return *value ? fmt::format("{}", **value) : ""; }
   std::string operator()(const std::optional<double>* value) { return *value ? double_as_toml(**value) : ""; }
+  template <class T>
+  std::string operator()(const std::map<std::string, T>* values) {
+    std::string text;
+    for (const auto& [name, value] : *values)
+      text += (text.empty() ? " " : ", ") + string_as_toml(name) + " = " + (*this)(&value);
+    return text.empty() ? "{}" : "{" + text + " }";
+  }
   std::string operator()(const std::vector<std::string>* values) {
     std::string text;
     for (const std::string& value : *values) text += (text.empty() ? "" : ", ") + string_as_toml(value);

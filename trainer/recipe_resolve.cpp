@@ -107,6 +107,7 @@ void check_recipe_rules(const Recipe& recipe, const std::string& name) {
     refuse(fmt::format("{}: 'train.do_edm_style_training' weighs timesteps by itself", name),
            "leave out snr_gamma, debiased_estimation_loss, v_pred_like_loss and scale_v_pred_loss_like_noise_pred");
   }
+  check_optimizer_rules(recipe, name);
   const Recipe::Distributed& distributed = recipe.distributed;
   if (distributed.collective_timeout_s > 0 && distributed.collective_timeout_s < 3 * distributed.heartbeat_s) {
     refuse(fmt::format("{}: 'distributed.collective_timeout_s' = {:g} is less than three times 'distributed.heartbeat_s' = {:g}", name,
@@ -124,6 +125,10 @@ void resolve_recipe(Recipe& recipe, int world_size, int local_world_size, int64_
     // The product is kept and the switch turned off, so that resolving the printed recipe again changes nothing.
     recipe.optimizer.learning_rate *= static_cast<double>(*recipe.train.total_batch_size);
     recipe.optimizer.scale_lr = false;
+  }
+  if (recipe.optimizer.use_8bit_adam) {
+    recipe.optimizer.optimizer = "adamw8bit";
+    recipe.optimizer.use_8bit_adam = false;
   }
   if (recipe.distributed.threads_per_rank == 0) {
     const int64_t cores = std::max(1U, std::thread::hardware_concurrency());

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <vector>
 
 #include "dist/communicator.h"
 #include "dist/reduction.h"
@@ -20,8 +21,8 @@ struct StepUpdate {
 /// Sums over the ranks, clips the mean gradient to `max_grad_norm` and updates the parameters;
 /// a skipped step changes nothing. `look` sees the mean gradient before it is clipped. On a GPU all of it is enqueued
 /// before the host looks at the outcome once. Collective; the same on every rank.
-StepUpdate reduce_and_update(GradientReduction& reduction, Communicator& communicator, AdamW& optimizer,
-                             double learning_rate, double max_grad_norm,
+StepUpdate reduce_and_update(GradientReduction& reduction, Communicator& communicator, Optimizer& optimizer,
+                             const std::vector<double>& learning_rates, double max_grad_norm,
                              const std::function<void(const at::Tensor&)>& look);
 
 }  // namespace lorashard

@@ -63,10 +63,14 @@ void Trace::gradient(int64_t step, const LoraAdapter& adapter, const at::Tensor&
   }
 }
 
-void Trace::update(int64_t step, const LoraAdapter& adapter, double grad_norm, double lr) {
+void Trace::update(int64_t step, const LoraAdapter& adapter, double grad_norm, const std::vector<ParameterGroup>& groups,
+                   const std::vector<double>& lrs) {
   if (!records(step)) return;
   record(fmt::format("step{}/grad_norm", step), at::scalar_tensor(grad_norm, at::kFloat));
-  record(fmt::format("step{}/lr", step), at::scalar_tensor(lr, at::kFloat));
+  record(fmt::format("step{}/lr", step), at::scalar_tensor(lrs.front(), at::kFloat));
+  for (size_t i = 0; groups.size() > 1 && i < groups.size(); ++i) {
+    record(fmt::format("step{}/lr/{}", step, groups[i].name), at::scalar_tensor(lrs[i], at::kFloat));
+  }
   for (const LoraParameter& p : adapter.parameters()) record(fmt::format("step{}/param/{}", step, p.key), p.value);
 }
 

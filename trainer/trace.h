@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "data/data_loader.h"
 #include "dist/communicator.h"
@@ -13,6 +14,7 @@
 #include "models/safetensors.h"
 #include "trainer/conditioning.h"
 #include "trainer/diffusion_loss.h"
+#include "trainer/parameter_groups.h"
 
 namespace lorashard {
 
@@ -26,7 +28,9 @@ class Trace {
   void init(const LoraAdapter& adapter);  ///< init/<key>: the parameters before the first traced step
   void micro_batch(int64_t step, const Batch& batch, const Conditioning& conditioning, const DiffusionLoss& out);
   void gradient(int64_t step, const LoraAdapter& adapter, const at::Tensor& mean_gradient);  ///< before clipping
-  void update(int64_t step, const LoraAdapter& adapter, double grad_norm, double lr);        ///< after the update
+  /// After the update. `lrs`: of each group.
+  void update(int64_t step, const LoraAdapter& adapter, double grad_norm, const std::vector<ParameterGroup>& groups,
+              const std::vector<double>& lrs);
 
   /// Gathers over the ranks and writes `path` on rank 0; the metadata gives alpha/rank of each key. Collective.
   void write(const std::filesystem::path& path, const LoraAdapter& adapter, Communicator& communicator);

@@ -14,7 +14,7 @@
 #include "trainer/conditioning.h"
 #include "trainer/diffusion_loss.h"
 #include "trainer/export.h"
-#include "trainer/lr_scheduler.h"
+#include "trainer/make_optimizer.h"
 #include "trainer/model_card.h"
 #include "trainer/step_update.h"
 #include "trainer/weights_digest.h"
@@ -78,7 +78,7 @@ void Trainer::train() {
   run_agreed(communicator_, "exporting the adapter", [&] {
     if (!is_main()) return;
     lease_->require_held();
-    export_adapter(adapter_, output_dir_);
+    export_adapter(adapter_, exported_parameters(state()), output_dir_);
     write_model_card(output_dir_, recipe_,
                      {.num_samples = num_samples_, .global_step = global_step_, .num_parameters = adapter_.num_parameters(),
                       .pack_hash = data_hash(), .base_hash = base_hash_, .is_sdxl = base_.is_sdxl()});
@@ -108,24 +108,21 @@ StepMetrics Trainer::train_step(int64_t step) {
     trace_->micro_batch(step, batch, conditioning, out);
   }
 
-  metrics.lr = learning_rate({.name = recipe_.lr_scheduler.lr_scheduler,
-                              .warmup_steps = recipe_.lr_scheduler.lr_warmup_steps,
-                              .max_train_steps = *recipe_.train.max_train_steps,
-                              .num_cycles = recipe_.lr_scheduler.lr_num_cycles,
-                              .power = recipe_.lr_scheduler.lr_power},
-                             recipe_.optimizer.learning_rate, optimizer_->updates);
+  const std::vector<double> lrs = learning_rates_of(recipe_, optimizer_->groups(), optimizer_->updates());
+  metrics.lr = lrs.front();
 
   // 4. One message: the sum over all ranks, and with it whether any micro-batch was not finite. Every rank applies the same
   // update. A skipped step consumes its micro-batches and changes nothing but the loss scale.
   const StepUpdate update =
-      reduce_and_update(*reduction_, communicator_, *optimizer_, metrics.lr, recipe_.train.max_grad_norm,
+      reduce_and_update(*reduction_, communicator_, *optimizer_, lrs, recipe_.train.max_grad_norm,
                         [&](const at::Tensor& mean_gradient) { trace_->gradient(step, adapter_, mean_gradient); });
   metrics.loss = update.mean_loss;
   metrics.grad_norm = update.grad_norm;
   metrics.skipped = update.skipped;
   skipped_in_a_row_ = update.skipped ? skipped_in_a_row_ + 1 : 0;
   loss_scale_.update(update.skipped);
-  trace_->update(step, adapter_, metrics.grad_norm, metrics.lr);
+  if (ema_ && !update.skipped) ema_->step(adapter_.flat_parameters(), optimizer_->updates());
+  trace_->update(step, adapter_, metrics.grad_norm, optimizer_->groups(), lrs);
 
   const double seconds = seconds_since(start);
   metrics.step_ms = seconds * 1e3;
@@ -155,18 +152,19 @@ std::string Trainer::data_hash() const {
   return class_pack_ ? fmt::format("{}+{}", pack_->hash(), class_pack_->hash()) : pack_->hash();
 }
 
+const at::Tensor& Trainer::exported_parameters(const TrainingState& state) const {
+  return ema_ ? state.parts.tensors.at("ema/parameters") : state.parameters;
+}
+
 TrainingState Trainer::state() const {
   TrainingState state;
   state.global_step = global_step_;
-  state.updates = optimizer_->updates;
+  state.updates = optimizer_->updates();
   state.skipped_in_a_row = skipped_in_a_row_;
-  if (loss_scale_.dynamic()) {
-    state.loss_scale = static_cast<int64_t>(loss_scale_.value());
-    state.loss_scale_clean_steps = loss_scale_.clean_steps();
-  }
   state.parameters = adapter_.flat_parameters();
-  state.exp_avg = optimizer_->exp_avg;
-  state.exp_avg_sq = optimizer_->exp_avg_sq;
+  state.parts.add("optimizer", optimizer_->state());
+  if (ema_) state.parts.add("ema", ema_->state());
+  if (loss_scale_.dynamic()) state.parts.add("loss_scale", loss_scale_.state());
   return state;
 }
 
@@ -186,7 +184,7 @@ void Trainer::save_checkpoint(const TrainingState& state) {
   const auto start = std::chrono::steady_clock::now();
   lease_->require_held();
   metrics_->flush();  // the lines of a resumed run end where its checkpoint is
-  const auto folder = write_checkpoint(output_dir_, state, publishable(adapter_, state.parameters), adapter_metadata());
+  const auto folder = write_checkpoint(output_dir_, state, publishable(adapter_, exported_parameters(state)), adapter_metadata());
   remove_old_checkpoints(output_dir_, recipe_.checkpoint.checkpoints_total_limit, folder);
   log::info("step {}: wrote '{}' ({:.1f} MB in {:.0f} ms)", state.global_step, folder.string(),
             static_cast<double>(checkpoint_bytes(folder)) / 1e6, seconds_since(start) * 1e3);

@@ -15,6 +15,7 @@
 #include "trainer/batch_feed.h"
 #include "trainer/checkpoint.h"
 #include "trainer/checkpoint_writer.h"
+#include "trainer/ema.h"
 #include "trainer/first_use_pack.h"
 #include "trainer/loss_scale.h"
 #include "trainer/loss_weights.h"
@@ -45,6 +46,7 @@ class Trainer {
   void resolve();
   void load_base();
   void inject_lora();
+  void make_updates();  // optimizer and average
   void restore();
   void start_loader();
   void make_checkpoint_writer();
@@ -53,6 +55,8 @@ class Trainer {
   StepMetrics train_step(int64_t step);
   /// What a checkpoint remembers the training data by: the pack's hash, and behind it the class pack's.
   std::string data_hash() const;
+  /// The values that are exported: the average's with use_ema, else the adapter's.
+  const at::Tensor& exported_parameters(const TrainingState& state) const;
   /// The state as a checkpoint has it; its tensors are those of the training.
   TrainingState state() const;
   /// The writer's thread: checkpoint-N/ from a copy of the state.
@@ -82,7 +86,8 @@ class Trainer {
   int64_t num_samples_ = 0;        // rows trained on
   int64_t global_step_ = 0;
   int64_t skipped_in_a_row_ = 0;
-  std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<Ema> ema_;  // with use_ema
   std::unique_ptr<GradientReduction> reduction_;
   LossScale loss_scale_;
   std::unique_ptr<DataLoader> loader_;

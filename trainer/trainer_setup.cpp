@@ -9,6 +9,8 @@
 #include "dist/error.h"
 #include "dist/log.h"
 #include "trainer/first_use_pack.h"
+#include "trainer/make_optimizer.h"
+#include "trainer/parameter_groups.h"
 #include "trainer/preflight.h"
 #include "trainer/recipe_options.h"
 #include "trainer/resume.h"
@@ -119,12 +121,15 @@ void Trainer::inject_lora() {
   log::info("adapter: {} layers, {} parameters", adapter_.modules().size(), adapter_.num_parameters());
 }
 
+void Trainer::make_updates() {
+  optimizer_ = make_optimizer(recipe_.optimizer, adapter_.flat_parameters(), parameter_groups(adapter_, recipe_.optimizer));
+  if (recipe_.ema.use_ema) ema_ = std::make_unique<Ema>(adapter_.flat_parameters(), recipe_.ema);
+  if (!is_main()) return;
+  for (const std::string& warning : optimizer_warnings(recipe_.optimizer)) log::warning("{}", warning);
+}
+
 void Trainer::restore() {
-  optimizer_ = std::make_unique<AdamW>(adapter_.flat_parameters(),
-                                       AdamWOptions{.beta1 = recipe_.optimizer.adam_beta1,
-                                                    .beta2 = recipe_.optimizer.adam_beta2,
-                                                    .weight_decay = recipe_.optimizer.adam_weight_decay,
-                                                    .epsilon = recipe_.optimizer.adam_epsilon});
+  make_updates();
   reduction_ = std::make_unique<GradientReduction>(adapter_.num_parameters(), num_micro_batches_, recipe_.train.deterministic,
                                                    device_);
   if (resumed_) {
@@ -133,13 +138,10 @@ void Trainer::restore() {
                     resumed_->parameters.numel(), checkpoint_, adapter_.num_parameters());
     at::NoGradGuard no_grad;
     adapter_.flat_parameters().copy_(resumed_->parameters);
-    optimizer_->exp_avg.copy_(resumed_->exp_avg);
-    optimizer_->exp_avg_sq.copy_(resumed_->exp_avg_sq);
-    optimizer_->updates = resumed_->updates;
+    optimizer_->load(resumed_->parts.part("optimizer"), resumed_->updates);
+    if (ema_) ema_->load(resumed_->parts.part("ema"));
     skipped_in_a_row_ = resumed_->skipped_in_a_row;
-    if (loss_scale_.dynamic()) {
-      loss_scale_.restore(static_cast<double>(resumed_->loss_scale), resumed_->loss_scale_clean_steps);
-    }
+    if (loss_scale_.dynamic()) loss_scale_.load(resumed_->parts.part("loss_scale"));
     global_step_ = resumed_->global_step;
     log::info("going on from '{}' at step {}", checkpoint_, global_step_);
   }

@@ -49,6 +49,12 @@ def make_pack(folder, pictures):
     return folder
 
 
+def as_toml(value):
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {as_toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
+
+
 def write_recipe(path, base, data, output_dir, **overrides):
     """A small recipe; overrides are "table__key": value, and None leaves the key out."""
     values = {
@@ -63,7 +69,7 @@ def write_recipe(path, base, data, output_dir, **overrides):
     tables = {}
     for key, value in values.items():
         table, _, name = key.rpartition("__")
-        tables.setdefault(table, []).append(f"{name} = {json.dumps(value)}")
+        tables.setdefault(table, []).append(f"{name} = {as_toml(value)}")
     lines = tables.pop("", [])
     for table, keys in tables.items():
         lines += [f"[{table}]", *keys]

@@ -20,7 +20,6 @@ import h5py
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
-from diffusers.optimization import get_scheduler
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -29,6 +28,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 import draws_reference as draws
 import loss_reference
 import philox_reference as philox
+from replay_updates import ReplayUpdates
 
 # The largest error allowed of each kind; relative to the norm of what is expected unless said otherwise.
 LIMITS = {
@@ -218,7 +218,7 @@ class Replay:
         self._compare_init()
         for step in self.steps:
             self._replay_step(step)
-        self._replay_updates()
+        ReplayUpdates(self.recipe, self.trace, self.metrics, self.keys, self.run_dir).replay(self.steps, self.errors)
         return self.errors
 
     def _compare_init(self):
@@ -354,30 +354,6 @@ class Replay:
         for key in self.keys:
             error = (found[key] - expected[key]).norm() / torch.maximum(expected[key].norm(), 1e-3 * whole)
             self.errors.add("gradient of a tensor", error, f"step{step}/grad/{key}")
-
-    def _replay_updates(self):
-        """The optimizer's own path over all steps: only its gradients come from the trace."""
-        train, options, schedule = self.recipe["train"], self.recipe["optimizer"], self.recipe["lr_scheduler"]
-        weights = {key: torch.nn.Parameter(self.trace[f"init/{key}"].clone()) for key in self.keys}
-        optimizer = torch.optim.AdamW(weights.values(), lr=options["learning_rate"],
-                                      betas=(options["adam_beta1"], options["adam_beta2"]),
-                                      weight_decay=options["adam_weight_decay"], eps=options["adam_epsilon"])
-        lr_scheduler = get_scheduler(schedule["lr_scheduler"], optimizer, num_warmup_steps=schedule["lr_warmup_steps"],
-                                     num_training_steps=train["max_train_steps"], num_cycles=schedule["lr_num_cycles"],
-                                     power=schedule["lr_power"])
-        for step in self.steps:
-            for key, weight in weights.items():
-                weight.grad = self.trace[f"step{step}/grad/{key}"].clone()
-            norm = torch.nn.utils.clip_grad_norm_(weights.values(), train["max_grad_norm"])
-            self.errors.compare("grad_norm", self.trace[f"step{step}/grad_norm"], norm, f"step{step}")
-            lr = optimizer.param_groups[0]["lr"]
-            self.errors.equal("lr", (self.metrics[step + 1]["lr"], self.trace[f"step{step}/lr"].item()),
-                              (lr, torch.tensor(lr, dtype=torch.float32).item()), f"step{step}")
-            optimizer.step()
-            lr_scheduler.step()
-            for key, weight in weights.items():
-                self.errors.compare("weights", self.trace[f"step{step}/param/{key}"], weight.detach(),
-                                    f"step{step}/param/{key}")
 
 
 def main():

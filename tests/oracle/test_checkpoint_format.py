@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory):
 def test_the_manifest_has_size_and_hash_of_every_other_file_in_its_one_spelling(checkpoint):
     files = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != "manifest.json"}
     assert sorted(files) == ["pytorch_lora_weights.safetensors", "recipe.toml", "state.safetensors"]
-    expected = {"format": "lorashard-checkpoint", "version": 1, "global_step": 500,
+    expected = {"format": "lorashard-checkpoint", "version": 2, "global_step": 500,
                 "files": {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
                           for name, data in files.items()}}
     spelling = json.dumps(expected, indent=2, sort_keys=True) + "\n"
@@ -36,15 +36,23 @@ def test_the_state_lies_where_the_page_says(checkpoint):
     data = (checkpoint / "state.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     assert length % 8 == 0
-    metadata = json.loads(data[8:8 + length])["__metadata__"]
-    assert metadata == {"format": "lorashard-checkpoint", "version": "1", "global_step": "500", "updates": "498",
+    header = json.loads(data[8:8 + length])
+    metadata = header.pop("__metadata__")
+    assert metadata == {"format": "lorashard-checkpoint", "version": "2", "global_step": "500", "updates": "498",
                         "skipped_in_a_row": "1", "pack_hash": "9f86d081", "base_hash": "60303ae2",
                         "parameter_keys": "a.down 4x125\na.up 125x4"}
     x = np.arange(1000, dtype="<f4")
-    for i, values in enumerate([x / 2, x / 4, x]):  # exp_avg, exp_avg_sq, parameters
-        start = 8 + length + 4 * 1000 * i
-        assert np.array_equal(np.frombuffer(data[start:start + 4000], dtype="<f4"), values)
-    assert len(data) == 8 + length + 12000
+    expected = [("optimizer/d", "F64", np.float64(0.1)), ("loss_scale/good_steps", "I64", np.int64(1234567890123)),
+                ("optimizer/exp_avg", "F32", x / 2), ("parameters", "F32", x),
+                ("optimizer/state1", "U8", np.arange(1000).astype("u1"))]  # wider types first, then by name
+    assert sorted(header) == sorted(name for name, *_ in expected)
+    start = 0
+    for name, dtype, values in expected:
+        end = start + values.nbytes
+        assert header[name] == {"dtype": dtype, "shape": list(values.shape), "data_offsets": [start, end]}
+        assert np.array_equal(np.frombuffer(data[8 + length + start:8 + length + end], values.dtype), values.reshape(-1))
+        start = end
+    assert len(data) == 8 + length + start
 
 
 def test_the_reference_package_and_a_toml_parser_read_the_rest(checkpoint):

@@ -1,47 +1,91 @@
-// Runs clip_gradient and AdamW for the oracle. Arguments: elements steps learning_rate beta1 beta2 weight_decay epsilon
-// max_norm threads. Stdin: raw fp32 parameters, then a gradient for each step; stdout: raw fp32 parameters, exp_avg,
-// exp_avg_sq after the last step, then the norms as raw fp64.
+// optimizer_probe IN.safetensors OUT.safetensors: runs clip_gradient and an optimizer for
+// tests/oracle/test_optimizer.py. IN: parameters [P], gradients [steps, P], fp32; metadata "case" is JSON: recipe
+// (overrides of [optimizer] and [ema]), groups (name, learning_rate, weight_decay, shapes), max_norm, threads,
+// restart_at (a step before which another optimizer goes on from the state, or -1). OUT: parameters and average [steps,
+// P] after each step, norms F64 [steps], state/NAME after the last.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <fmt/core.h>
 
 #include <cstdio>
-#include <cstdlib>
-#include <vector>
+#include <exception>
+#include <nlohmann/json.hpp>
 
-#include "trainer/optimizer.h"
+#include "trainer/clip_gradient.h"
+#include "trainer/ema.h"
+#include "trainer/make_optimizer.h"
 
 namespace {
 
-at::Tensor read_floats(int64_t count) {
-  at::Tensor tensor = at::empty({count}, at::kFloat);
-  if (std::fread(tensor.data_ptr<float>(), sizeof(float), count, stdin) != size_t(count)) std::exit(1);
-  return tensor;
+using namespace lorashard;
+using Json = nlohmann::json;
+
+std::vector<ParameterGroup> groups_of(const Json& json) {
+  std::vector<ParameterGroup> groups;
+  int64_t offset = 0;
+  for (const Json& item : json) {
+    ParameterGroup group{.name = item.at("name"),
+                         .learning_rate = item.at("learning_rate"),
+                         .weight_decay = item.at("weight_decay"),
+                         .tensors = {}};
+    for (const Json& sizes : item.at("shapes")) {
+      group.tensors.push_back({offset, sizes.get<std::vector<int64_t>>()});
+      offset += group.tensors.back().numel();
+    }
+    groups.push_back(group);
+  }
+  return groups;
 }
 
-void write_floats(const at::Tensor& tensor) {
-  std::fwrite(tensor.const_data_ptr<float>(), sizeof(float), tensor.numel(), stdout);
+Recipe recipe_of(const Json& overrides) {
+  const std::string required =
+      "output_dir = \"x\"\n[model]\npretrained_model_name_or_path = \"x\"\n[data]\ntrain_data_dir = \"x\"\n"
+      "[train]\nmax_train_steps = 1\n";
+  return parse_recipe(required, "case", overrides.get<std::vector<std::string>>());
+}
+
+StateDict run(const SafetensorsFile& in) {
+  const Json json = Json::parse(in.metadata().at("case"));
+  at::set_num_threads(json.at("threads"));
+  const Recipe recipe = recipe_of(json.at("recipe"));
+  const Recipe::Optimizer& options = recipe.optimizer;
+  const std::vector<ParameterGroup> groups = groups_of(json.at("groups"));
+  std::vector<double> lrs;
+  for (const ParameterGroup& group : groups) lrs.push_back(group.learning_rate);
+  const at::Tensor parameters = in.tensor("parameters").clone(), gradients = in.tensor("gradients");
+  auto optimizer = make_optimizer(options, parameters, groups);
+  Ema ema(parameters, recipe.ema);
+  std::vector<at::Tensor> after, averages;
+  std::vector<double> norms;
+  for (int64_t step = 0; step < gradients.size(0); ++step) {
+    if (step == json.at("restart_at").get<int64_t>()) {
+      auto next = make_optimizer(options, parameters, groups);
+      next->load(optimizer->state(), optimizer->updates());
+      optimizer = std::move(next);
+    }
+    at::Tensor gradient = gradients[step].clone();
+    norms.push_back(clip_gradient(gradient, json.at("max_norm")));
+    optimizer->step(gradient, lrs);
+    ema.step(parameters, optimizer->updates());
+    after.push_back(parameters.clone());
+    averages.push_back(ema.state().tensors.at("parameters").clone());
+  }
+  StateDict out = {
+      {"parameters", at::stack(after)}, {"average", at::stack(averages)}, {"norms", at::tensor(norms, at::kDouble)}};
+  for (const auto& [name, tensor] : optimizer->state().tensors) out["state/" + name] = tensor;
+  for (const auto& [name, number] : optimizer->state().scalars)
+    out["state/" + name] = std::visit([](auto value) { return at::scalar_tensor(double(value), at::kDouble); }, number);
+  return out;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 10) return 2;
-  const int64_t elements = std::atoll(argv[1]), steps = std::atoll(argv[2]);
-  const lorashard::AdamWOptions options{.beta1 = std::atof(argv[4]),
-                                        .beta2 = std::atof(argv[5]),
-                                        .weight_decay = std::atof(argv[6]),
-                                        .epsilon = std::atof(argv[7])};
-  at::set_num_threads(std::atoi(argv[9]));
-  at::Tensor parameters = read_floats(elements);
-  lorashard::AdamW optimizer(parameters, options);
-  std::vector<double> norms;
-  for (int64_t k = 0; k < steps; ++k) {
-    at::Tensor gradient = read_floats(elements);
-    norms.push_back(lorashard::clip_gradient(gradient, std::atof(argv[8])));
-    optimizer.step(gradient, std::atof(argv[3]));
+  if (argc != 3) return 2;
+  try {
+    write_safetensors(argv[2], run(SafetensorsFile(argv[1])));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
   }
-  write_floats(parameters);
-  write_floats(optimizer.exp_avg);
-  write_floats(optimizer.exp_avg_sq);
-  std::fwrite(norms.data(), sizeof(double), norms.size(), stdout);
 }

@@ -31,8 +31,9 @@ TrainingState state_of(int64_t step, int64_t num_parameters = 100) {
   state.updates = step - 1;
   state.skipped_in_a_row = step % 3;
   state.parameters = at::full({num_parameters}, static_cast<double>(step), at::kFloat);
-  state.exp_avg = at::full({num_parameters}, step * 0.5, at::kFloat);
-  state.exp_avg_sq = at::full({num_parameters}, step * 0.25, at::kFloat);
+  state.parts.tensors["optimizer/exp_avg"] = at::full({num_parameters}, step * 0.5, at::kFloat);
+  state.parts.tensors["optimizer/exp_avg_sq"] = at::full({num_parameters}, step * 0.25, at::kFloat);
+  state.parts.scalars["loss_scale/scale"] = static_cast<double>(step);
   state.recipe = "seed = 1\n";
   return state;
 }
@@ -63,6 +64,8 @@ TEST(CheckpointWriter, TheCopyIsOfTheMomentOfTheSnapshot) {
     writer.snapshot(live);
     writer.start();
     live.parameters.add_(1);  // training goes on
+    live.parts.tensors["optimizer/exp_avg"].add_(1);
+    live.parts.scalars["loss_scale/scale"] = 0.0;
     live.global_step = 6;
     go.set_value();
     writer.finish();
@@ -72,8 +75,9 @@ TEST(CheckpointWriter, TheCopyIsOfTheMomentOfTheSnapshot) {
   EXPECT_EQ(written.skipped_in_a_row, 2);
   EXPECT_EQ(written.recipe, "seed = 1\n");
   EXPECT_TRUE(at::equal(written.parameters, state_of(5).parameters));
-  EXPECT_TRUE(at::equal(written.exp_avg, state_of(5).exp_avg));
-  EXPECT_TRUE(at::equal(written.exp_avg_sq, state_of(5).exp_avg_sq));
+  for (const auto& [name, tensor] : state_of(5).parts.tensors)
+    EXPECT_TRUE(at::equal(written.parts.tensors.at(name), tensor)) << name;
+  EXPECT_EQ(written.parts.scalars, state_of(5).parts.scalars);
 }
 
 TEST(CheckpointWriter, OneThatIsDueWhileAnotherIsWrittenWaitsAndNoneIsDropped) {
@@ -263,7 +267,7 @@ TEST(CheckpointWriter, SnapshotsOfRealSizesAreWrittenWhole) {
                 snapshots[8], writes[4]);
     const TrainingState read = read_checkpoint(run / "checkpoint-9");
     EXPECT_TRUE(at::equal(read.parameters, live.parameters));
-    EXPECT_TRUE(at::equal(read.exp_avg_sq, live.exp_avg_sq));
+    EXPECT_TRUE(at::equal(read.parts.tensors.at("optimizer/exp_avg_sq"), live.parts.tensors.at("optimizer/exp_avg_sq")));
   }
 }
 

@@ -1,7 +1,6 @@
-#include "trainer/optimizer.h"
+#include "trainer/adamw.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -21,90 +20,66 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   return a.nbytes() == b.nbytes() && std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
 }
 
+std::vector<ParameterGroup> one_group(int64_t count, double weight_decay = 1e-2) {
+  return {{.name = "unet", .learning_rate = 1e-3, .weight_decay = weight_decay, .tensors = {{0, {count}}}}};
+}
+
 TEST(AdamW, FollowsTheFormulaOfThePaperInDouble) {
-  const AdamWOptions options{.beta1 = 0.9, .beta2 = 0.99, .weight_decay = 0.1, .epsilon = 1e-8};
-  const double lr = 1e-2;
+  const AdamWOptions options{.beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-8};
+  const double lr = 1e-2, weight_decay = 0.1;
   at::Tensor parameters = values(100, 1.0);
   at::Tensor p = parameters.to(at::kDouble), m = at::zeros_like(p), v = at::zeros_like(p);
-  AdamW optimizer(parameters, options);
+  AdamW optimizer(parameters, one_group(100, weight_decay), options);
   for (int k = 1; k <= 5; ++k) {
-    const at::Tensor gradient = values(100, 0.1 * k);
-    optimizer.step(gradient, lr);
+    at::Tensor gradient = values(100, 0.1 * k);
+    optimizer.step(gradient, {lr});
     const at::Tensor g = gradient.to(at::kDouble);
     m = options.beta1 * m + (1 - options.beta1) * g;
     v = options.beta2 * v + (1 - options.beta2) * g * g;
     const at::Tensor m_hat = m / (1 - std::pow(options.beta1, k)), v_hat = v / (1 - std::pow(options.beta2, k));
-    p = p * (1 - lr * options.weight_decay) - lr * m_hat / (v_hat.sqrt() + options.epsilon);
+    p = p * (1 - lr * weight_decay) - lr * m_hat / (v_hat.sqrt() + options.epsilon);
   }
-  EXPECT_EQ(optimizer.updates, 5);
+  EXPECT_EQ(optimizer.updates(), 5);
   EXPECT_LT((parameters.to(at::kDouble) - p).abs().max().item<double>(), 5e-7);
 }
 
 TEST(AdamW, ContinuesBitForBitFromItsStateAndUpdateCount) {
-  at::Tensor whole = values(5000, 1.0);
-  AdamW one(whole, {});
-  for (int k = 0; k < 6; ++k) one.step(values(5000, 0.1 + k), 1e-3);
-
-  at::Tensor first = values(5000, 1.0);
-  AdamW before(first, {});
-  for (int k = 0; k < 3; ++k) before.step(values(5000, 0.1 + k), 1e-3);
-  at::Tensor second = first.clone();
-  AdamW after(second, {});
-  after.exp_avg = before.exp_avg.clone();
-  after.exp_avg_sq = before.exp_avg_sq.clone();
-  after.updates = before.updates;
-  for (int k = 3; k < 6; ++k) after.step(values(5000, 0.1 + k), 1e-3);
-
-  EXPECT_TRUE(same_bits(whole, second));
-  EXPECT_TRUE(same_bits(one.exp_avg_sq, after.exp_avg_sq));
+  const auto steps = [](Optimizer& optimizer, int from, int to) {
+    for (int k = from; k < to; ++k) {
+      at::Tensor gradient = values(5000, 0.1 + k);
+      optimizer.step(gradient, {1e-3});
+    }
+  };
+  at::Tensor whole = values(5000, 1.0), parts = values(5000, 1.0);
+  AdamW one(whole, one_group(5000), {}), before(parts, one_group(5000), {}), after(parts, one_group(5000), {});
+  steps(one, 0, 6);
+  steps(before, 0, 3);
+  after.load(before.state(), before.updates());
+  steps(after, 3, 6);
+  EXPECT_TRUE(same_bits(whole, parts));
+  EXPECT_TRUE(same_bits(one.state().tensors.at("exp_avg_sq"), after.state().tensors.at("exp_avg_sq")));
 }
 
-TEST(AdamW, RefusesAGradientOfAnotherLength) {
-  AdamW optimizer(values(10, 1.0), {});
-  EXPECT_THROW(optimizer.step(values(9, 1.0), 1e-3), Error);
+TEST(AdamW, RefusesAGradientOfAnotherLengthAndAStateOfAnotherShape) {
+  AdamW optimizer(values(10, 1.0), one_group(10), {}), larger(values(11, 1.0), one_group(11), {});
+  at::Tensor gradient = values(9, 1.0);
+  EXPECT_THROW(optimizer.step(gradient, {1e-3}), Error);
+  EXPECT_THROW(optimizer.load(larger.state(), 1), Error);
+  NamedState more = optimizer.state();
+  more.scalars["d"] = 1.0;
+  EXPECT_THROW(optimizer.load(more, 1), Error);
 }
 
-TEST(ClipGradient, ScalesToTheMaximumAndReturnsTheNormBefore) {
-  at::Tensor gradient = at::full({400}, 0.5f);
-  EXPECT_EQ(clip_gradient(gradient, 1.0), 10.0);
-  EXPECT_FLOAT_EQ(gradient[7].item<float>(), float(0.5 / (10.0 + 1e-6)));
-}
-
-TEST(ClipGradient, LeavesASmallerGradientAlone) {
-  const at::Tensor original = values(1000, 1e-3);
-  at::Tensor gradient = original.clone();
-  clip_gradient(gradient, 1.0);
-  EXPECT_TRUE(same_bits(gradient, original));
-}
-
-TEST(ClipGradient, GivesTheSameBitsForAnyNumberOfThreads) {
-  const int threads_before = at::get_num_threads();
-  const at::Tensor original = values(1'000'003, 3.0);
-  std::vector<double> norms;
-  std::vector<at::Tensor> clipped;
-  for (int threads : {1, 2, 3, 4}) {
-    at::set_num_threads(threads);
-    clipped.push_back(original.clone());
-    norms.push_back(clip_gradient(clipped.back(), 1.0));
-  }
-  at::set_num_threads(threads_before);
-  for (size_t i = 1; i < norms.size(); ++i) {
-    EXPECT_EQ(norms[i], norms[0]);
-    EXPECT_TRUE(same_bits(clipped[i], clipped[0]));
-  }
-}
-
-TEST(ClipGradient, SumsInDoubleWhatFloatWouldLose) {
-  at::Tensor gradient = at::full({4'000'000}, 1e-4f);
-  gradient[0] = 1e4f;
-  const double tiny = double(1e-4f) * double(1e-4f);
-  EXPECT_NEAR(clip_gradient(gradient, 1e9), std::sqrt(1e8 + 3'999'999 * tiny), 1e-9);
-}
-
-TEST(ClipGradient, NormOfANonFiniteGradientIsNonFinite) {
-  at::Tensor gradient = values(100, 1.0);
-  gradient[42] = NAN;
-  EXPECT_TRUE(std::isnan(clip_gradient(gradient, 1.0)));
+TEST(AdamW, EachGroupHasItsOwnRateAndDecay) {
+  const std::vector<ParameterGroup> groups = {
+      {.name = "a", .learning_rate = 0, .weight_decay = 0.1, .tensors = {{0, {2, 2}}, {6, {3}}}},
+      {.name = "b", .learning_rate = 0, .weight_decay = 0, .tensors = {{4, {2}}}}};
+  at::Tensor parameters = at::ones({9});
+  AdamW optimizer(parameters, groups, {});
+  at::Tensor gradient = at::zeros({9});
+  optimizer.step(gradient, {1.0, 1.0});  // no gradient: only the decay is left
+  const at::Tensor expected = at::tensor({.9f, .9f, .9f, .9f, 1.f, 1.f, .9f, .9f, .9f});
+  EXPECT_TRUE(at::allclose(parameters, expected)) << parameters;
 }
 
 }  // namespace

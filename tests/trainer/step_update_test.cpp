@@ -7,7 +7,8 @@
 #include <cmath>
 #include <limits>
 
-#include "trainer/optimizer.h"
+#include "trainer/adamw.h"
+#include "trainer/clip_gradient.h"
 
 namespace lorashard {
 namespace {
@@ -16,6 +17,10 @@ constexpr int64_t kParameters = 20000;
 
 at::Tensor numbers(double factor) {
   return (at::sin(at::arange(kParameters, at::kDouble) * factor) * 0.01).to(at::kFloat);
+}
+
+std::vector<ParameterGroup> one_group() {
+  return {{.name = "unet", .learning_rate = 1e-3, .weight_decay = 1e-2, .tensors = {{0, {kParameters}}}}};
 }
 
 TEST(StepUpdate, ClippingWithoutWaitingIsClipping) {
@@ -33,29 +38,30 @@ TEST(StepUpdate, ClippingWithoutWaitingIsClipping) {
 
 TEST(StepUpdate, AnUpdateThatIsNotSkippedHasTheBitsOfAStep) {
   at::Tensor a = numbers(0.3), b = a.clone();
-  AdamW host(a, AdamWOptions{}), device(b, AdamWOptions{});
+  AdamW host(a, one_group(), {}), device(b, one_group(), {});
   for (int step = 0; step < 3; ++step) {
     at::Tensor gradient = numbers(1.1 + step), same = gradient.clone();
-    host.step(gradient, 1e-3);
-    device.step_unless(at::zeros({}, at::kFloat), same, 1e-3);
+    host.step(gradient, {1e-3});
+    device.step_unless(at::zeros({}, at::kFloat), same, {1e-3});
     device.settle(/*skipped=*/false);
     ASSERT_TRUE(at::equal(a, b)) << step;
   }
-  EXPECT_EQ(device.updates, 3);
+  EXPECT_EQ(device.updates(), 3);
 }
 
 TEST(StepUpdate, ASkippedOneChangesNothingAndIsNotCounted) {
   at::Tensor parameters = numbers(0.3), gradient = numbers(1.1);
-  AdamW optimizer(parameters, AdamWOptions{});
-  optimizer.step(gradient, 1e-3);
+  AdamW optimizer(parameters, one_group(), {});
+  optimizer.step(gradient, {1e-3});
   const at::Tensor before = parameters.clone();
-  const at::Tensor exp_avg = optimizer.exp_avg.clone(), exp_avg_sq = optimizer.exp_avg_sq.clone();
+  const StateDict state = optimizer.state().tensors;
+  const at::Tensor exp_avg = state.at("exp_avg").clone(), exp_avg_sq = state.at("exp_avg_sq").clone();
   at::Tensor bad = at::full({kParameters}, std::numeric_limits<float>::quiet_NaN());
-  optimizer.step_unless(at::ones({}, at::kFloat), bad, 1e-3);
+  optimizer.step_unless(at::ones({}, at::kFloat), bad, {1e-3});
   optimizer.settle(/*skipped=*/true);
   EXPECT_TRUE(at::equal(parameters, before));
-  EXPECT_TRUE(at::equal(optimizer.exp_avg, exp_avg) && at::equal(optimizer.exp_avg_sq, exp_avg_sq));
-  EXPECT_EQ(optimizer.updates, 1);
+  EXPECT_TRUE(at::equal(state.at("exp_avg"), exp_avg) && at::equal(state.at("exp_avg_sq"), exp_avg_sq));
+  EXPECT_EQ(optimizer.updates(), 1);
 }
 
 }  // namespace
