@@ -14,6 +14,7 @@ void add_pack_command(CLI::App& app);       // launch/pack.cpp
 void add_train_command(CLI::App& app);      // launch/train.cpp
 void add_launch_command(CLI::App& app);     // launch/launch.cpp
 void add_inspect_command(CLI::App& app);    // launch/inspect.cpp
+void add_convert_command(CLI::App& app);    // launch/convert.cpp
 void add_report_command(CLI::App& app);     // launch/report.cpp
 void add_init_base_command(CLI::App& app);  // launch/init_base.cpp
 void add_doctor_command(CLI::App& app);     // launch/doctor.cpp

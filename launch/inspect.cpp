@@ -1,6 +1,11 @@
 // lorashard inspect: what a file or folder is and holds, checked as far as asked.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -8,6 +13,8 @@
 #include "dist/error.h"
 #include "dist/sha256.h"
 #include "launch/commands.h"
+#include "models/adapter_file.h"
+#include "models/adapter_keys.h"
 #include "models/safetensors.h"
 #include "models/single_file.h"
 #include "models/stable_diffusion.h"
@@ -22,6 +29,44 @@ std::string shape_text(const at::Tensor& tensor) {
   std::string text;
   for (const int64_t size : tensor.sizes()) text += (text.empty() ? "" : "x") + std::to_string(size);
   return text;
+}
+
+/// An adapter of any layout: what it is and, with `all`, every layer of it.
+Json inspect_adapter(const std::filesystem::path& path, bool all) {
+  const Adapter adapter = read_adapter(path);
+  std::map<std::string, int64_t> components, kinds, ranks;
+  std::map<std::string, int64_t> alphas;
+  Json layers = Json::object();
+  int64_t shown = 0;
+  for (const AdapterModule& module : adapter.modules) {
+    const std::string kind = (module.has("dora_scale") ? "dora " : "") + to_string(module.kind);
+    const std::string alpha = module.alpha ? fmt::format("{:g}", *module.alpha) : "none";
+    ++components[module.component], ++kinds[kind], ++ranks[std::to_string(module.rank())], ++alphas[alpha];
+    if (!all && shown++ >= 8) continue;
+    double squares = 0;
+    for (const auto& [name, tensor] : module.tensors) squares += std::pow(tensor.to(at::kDouble).norm().item<double>(), 2);
+    layers[module.component + "." + module.path] =
+        fmt::format("{} rank {} alpha {} norm {:.4g}", kind, module.rank(), alpha, std::sqrt(squares));
+  }
+  return {{"kind", "adapter"},
+          {"path", path.string()},
+          {"format", adapter.format},
+          {"base", adapter.is_sdxl() ? "SDXL" : "SD 1.x or 2.x"},
+          {"num_layers", adapter.modules.size()},
+          {"components", components},
+          {"kinds", kinds},
+          {"ranks", ranks},
+          {"alphas", alphas},
+          {"skipped", adapter.skipped},
+          {"metadata", adapter.metadata},
+          {"layers", std::move(layers)}};
+}
+
+/// Whether any key is one of an adapter: such a file is read strictly, any other is listed as it is.
+bool looks_like_adapter(const std::filesystem::path& path) {
+  if (path.extension() != ".safetensors") return true;
+  const std::vector<std::string> keys = SafetensorsFile(path).keys();
+  return std::ranges::any_of(keys, [](const std::string& key) { return split_adapter_key(key) && key.find('/') == key.npos; });
 }
 
 Json inspect_safetensors(const std::filesystem::path& path, bool all) {
@@ -73,7 +118,7 @@ Json inspect_run(const std::filesystem::path& path) {
   const auto newest = newest_checkpoint(path);
   out["newest_checkpoint"] = newest ? inspect_checkpoint(*newest) : Json();
   const auto adapter = path / "pytorch_lora_weights.safetensors";
-  out["adapter"] = std::filesystem::exists(adapter) ? inspect_safetensors(adapter, false) : Json();
+  out["adapter"] = std::filesystem::exists(adapter) ? inspect_adapter(adapter, false) : Json();
   return out;
 }
 
@@ -94,13 +139,15 @@ Json inspect(const std::filesystem::path& path, bool verify, bool all) {
   if (!std::filesystem::exists(path)) {
     throw Error(ErrorKind::usage, fmt::format("inspecting '{}': there is no such file or folder", path.string()));
   }
-  if (std::filesystem::is_regular_file(path)) return inspect_safetensors(path, all);
+  if (std::filesystem::is_regular_file(path))
+    return looks_like_adapter(path) ? inspect_adapter(path, all) : inspect_safetensors(path, all);
   if (is_pack(path)) return inspect_pack(path, verify);
   if (std::filesystem::exists(path / "manifest.json")) return inspect_checkpoint(path);
   if (std::filesystem::exists(path / "recipe.toml")) return inspect_run(path);
-  if (std::filesystem::is_directory(path / "unet")) return inspect_base(path);
+  if (std::filesystem::exists(path / "unet" / "config.json")) return inspect_base(path);
+  if (is_adapter_folder(path)) return inspect_adapter(path, all);
   throw Error(ErrorKind::usage,
-              fmt::format("inspecting '{}': neither a safetensors file nor a pack, checkpoint, run or base model folder", path.string()),
+              fmt::format("inspecting '{}': neither an adapter or safetensors file nor a pack, checkpoint, run, adapter or base model folder", path.string()),
               "a folder of pictures becomes a pack with: lorashard pack SOURCE --out DIR");
 }
 
@@ -125,9 +172,9 @@ void add_inspect_command(CLI::App& app) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("inspect", "say what a file or folder is and holds");
-  command->add_option("path", options->path, "safetensors file, pack, checkpoint, run directory or base model")->required();
+  command->add_option("path", options->path, "adapter, safetensors file, pack, checkpoint, run directory or base model")->required();
   command->add_flag("--verify", options->verify, "read every byte of a pack and compare every hash (checkpoints always are)");
-  command->add_flag("--all", options->all, "every tensor of a safetensors file, not the first 8");
+  command->add_flag("--all", options->all, "every layer or tensor of a file, not the first 8");
   command->add_flag("--json", options->json, "JSON on stdout instead of text on stderr");
   command->callback([options] {
     const Json found = inspect(options->path, options->verify, options->all);

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include "models/geglu.h"
-#include "models/lora_linear.h"
 #include "models/small_attention.h"
 
 namespace lorashard {
@@ -79,8 +78,7 @@ at::Tensor Transformer2DModel::forward(const at::Tensor& x, const at::Tensor& en
   // Views, as long as the image is channels_last. A 1x1 convolution of the image is a linear layer of its tokens.
   const int64_t batch = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   const auto project = [&](const at::Tensor& tokens, const Linear* linear, const Conv2d* conv) {
-    return linear ? linear->forward(tokens)
-                  : frozen_linear(tokens, conv->weight.view({channels, channels}), conv->bias);
+    return linear ? linear->forward(tokens) : conv->forward_tokens(tokens);
   };
   const at::Tensor normed = norm_->forward(x).permute({0, 2, 3, 1}).reshape({batch, height * width, channels});
   at::Tensor hidden_states = project(normed, linear_in_.get(), conv_in_.get());

@@ -5,6 +5,7 @@
 #include "models/frozen_conv.h"
 #include "models/fused_norm.h"
 #include "models/lora_linear.h"
+#include "models/lora_variants.h"
 
 namespace lorashard {
 namespace {
@@ -21,7 +22,9 @@ Linear::Linear(int64_t in_features, int64_t out_features, bool with_bias) {
 }
 
 at::Tensor Linear::forward(const at::Tensor& x, const at::Tensor& residual) const {
-  return lora ? lora_linear(x, weight, bias, *lora, residual) : frozen_linear(x, weight, bias, residual);
+  if (!lora) return frozen_linear(x, weight, bias, residual);
+  return is_plain(*lora) ? lora_linear(x, weight, bias, *lora, residual)
+                         : lora_variant_linear(x, weight, bias, *lora, residual);
 }
 
 Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, int64_t stride_, int64_t padding_)
@@ -30,7 +33,20 @@ Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, int64_
   bias = frozen(*this, "bias", {out_channels});
 }
 
-at::Tensor Conv2d::forward(const at::Tensor& x) const { return frozen_conv2d(x, weight, bias, stride, padding); }
+at::Tensor Conv2d::forward(const at::Tensor& x) const {
+  return lora ? lora_conv2d(x, weight, bias, *lora, stride, padding) : frozen_conv2d(x, weight, bias, stride, padding);
+}
+
+at::Tensor Conv2d::forward_tokens(const at::Tensor& tokens) const {
+  const auto matrix = [](const at::Tensor& kernel) { return kernel.flatten(1); };
+  if (!lora) return frozen_linear(tokens, matrix(weight), bias);
+  const LoraPair pair{.down = matrix(lora->down),
+                      .up = matrix(lora->up),
+                      .scale = lora->scale,
+                      .magnitude = lora->magnitude,
+                      .dropout = lora->dropout};
+  return lora_variant_linear(tokens, matrix(weight), bias, pair);
+}
 
 GroupNorm::GroupNorm(int64_t num_groups_, int64_t num_channels, double eps_) : num_groups(num_groups_), eps(eps_) {
   weight = frozen(*this, "weight", {num_channels});

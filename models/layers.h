@@ -1,6 +1,6 @@
 // The leaves of every model: frozen layers whose weights arrive from a state dict. They allocate nothing that is
-// touched before load_state_dict() (pages of at::empty), so a full-size model is never in memory twice. A Linear
-// carries LoRA.
+// touched before load_state_dict() (pages of at::empty), so a full-size model is never in memory twice. Linear and
+// Conv2d carry LoRA.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
@@ -9,35 +9,44 @@
 #include <memory>
 #include <optional>
 
+#include "models/lora_dropout.h"
+
 namespace lorashard {
 
-/// The low-rank pair of one layer: y += scale * up(down(x)). Views into the adapter's flat tensor.
+/// The low-rank pair of one layer: y += scale * up(down(dropout(x))). Views into the adapter's flat tensor.
 struct LoraPair {
-  at::Tensor down;   ///< fp32 [rank, in]
-  at::Tensor up;     ///< fp32 [out, rank]
-  double scale = 1;  ///< alpha / rank
+  at::Tensor down;       ///< fp32 [rank, in]; of a convolution [rank, in, k, k]
+  at::Tensor up;         ///< fp32 [out, rank]; of a convolution [out, rank, 1, 1]
+  double scale = 1;      ///< alpha / rank, or alpha / sqrt(rank)
+  at::Tensor magnitude = {};  ///< of DoRA: fp32 [out]; undefined: plain LoRA
+  LoraDropout dropout = {};
+};
+
+/// A layer that may carry LoRA: its frozen weight and bias (undefined: none).
+class AdaptableLayer : public torch::nn::Module {
+ public:
+  at::Tensor weight, bias;
+  std::optional<LoraPair> lora;
 };
 
 /// y = x W^T + b (+ LoRA). weight [out, in].
-class Linear : public torch::nn::Module {
+class Linear : public AdaptableLayer {
  public:
   Linear(int64_t in_features, int64_t out_features, bool with_bias = true);
   /// `residual`, where given, is added to the result.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual = {}) const;
   int64_t in_features() const { return weight.size(1); }
   int64_t out_features() const { return weight.size(0); }
-
-  at::Tensor weight, bias;
-  std::optional<LoraPair> lora;
 };
 
-/// weight [out, in, k, k], symmetric padding.
-class Conv2d : public torch::nn::Module {
+/// weight [out, in, k, k], symmetric padding (+ LoRA).
+class Conv2d : public AdaptableLayer {
  public:
   Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, int64_t stride = 1, int64_t padding = 0);
   at::Tensor forward(const at::Tensor& x) const;
+  /// Of a 1x1 convolution: the same of an image's pixels, tokens [B, h * w, in] to [B, h * w, out].
+  at::Tensor forward_tokens(const at::Tensor& tokens) const;
 
-  at::Tensor weight, bias;
   int64_t stride, padding;
 };
 

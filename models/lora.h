@@ -5,6 +5,7 @@
 #include <torch/nn/module.h>
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -13,19 +14,35 @@
 
 namespace lorashard {
 
+/// peft's LoraConfig in its own names.
 struct LoraOptions {
   int64_t rank = 4;
   double alpha = 4;
-  std::vector<std::string> target_modules = {"to_k", "to_q", "to_v", "to_out.0"};  ///< a layer's path ends with one
+  double dropout = 0;
+  bool use_rslora = false;         ///< scale = alpha / sqrt(rank), not alpha / rank
+  bool use_dora = false;           ///< a magnitude vector beside each pair
+  std::string init = "gaussian";   ///< of down: N(0, 1 / rank), or "kaiming": U(-1, 1) / sqrt(inputs); up = 0
+  std::vector<std::string> target_modules = {"to_k", "to_q", "to_v", "to_out.0"};  ///< models/lora_targets.h
+  std::map<std::string, int64_t> rank_pattern = {};  ///< ranks of the layers that match a target, instead of `rank`
+  std::map<std::string, double> alpha_pattern = {};
 };
 
 struct LoraModule {
-  std::string component;  ///< "unet" or "text_encoder"
+  std::string component;  ///< "unet", "text_encoder" or "text_encoder_2"
   std::string path;       ///< "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
   int64_t rank = 0;
-  double alpha = 0;
-  int64_t offset = 0;  ///< of `down` in the flat tensor; `up` follows it
-  Linear* layer = nullptr;
+  double scale = 1;    ///< alpha / rank, or alpha / sqrt(rank)
+  int64_t offset = 0;  ///< of `down` in the flat tensor; `up` and then DoRA's `magnitude` follow it
+  bool use_dora = false;
+  double dropout = 0;
+  std::string init = {};
+  AdaptableLayer* layer = nullptr;
+
+  std::vector<int64_t> down_sizes() const;  ///< [rank, in] or [rank, in, k, k]
+  std::vector<int64_t> up_sizes() const;    ///< [out, rank] or [out, rank, 1, 1]
+  int64_t down_numel() const;
+  int64_t up_numel() const;
+  int64_t num_parameters() const;
 };
 
 enum class LoraPart { down, up, magnitude };
@@ -40,25 +57,28 @@ struct LoraParameter {
 
 class LoraAdapter {
  public:
-  /// Adds a pair to every Linear of `model` whose path ends with a target (path == target or ends with "." + target),
-  /// in the order of named_modules(). Throws Error(usage) naming a target that no layer has. Call before allocate().
+  /// Adds a pair to every Linear and Conv2d of `model` that a target names (models/lora_targets.h), in the order of
+  /// named_modules(). Throws Error(usage) naming a target that fits no layer. Call before allocate().
   void add(const std::string& component, torch::nn::Module& model, const LoraOptions& options);
-  /// Makes the flat tensors, hands each layer its views, and draws down ~ N(0, 1/rank) (peft's "gaussian") from
-  /// Philox(seed, position of the module, lora_init); up = 0. Parameters require gradients; .grad is a view of
-  /// flat_gradients().
+  /// Throws Error(usage) naming a pattern that fits no layer of any model. Makes the flat tensors, hands each layer its views, and draws down from Philox(seed, position of the module,
+  /// lora_init); up = 0, magnitudes are the norms of the frozen weights. Parameters require gradients; .grad is a view
+  /// of flat_gradients().
   void allocate(uint64_t seed);
   /// Moves the flat tensors; the layers' parameters stay views into them. After allocate(), before anything else holds one.
   void to(at::Device device);
 
   const std::vector<LoraModule>& modules() const { return modules_; }
-  std::vector<LoraParameter> parameters() const;  ///< down, up of each module, in flat order
+  std::vector<LoraParameter> parameters() const;  ///< down, up(, magnitude) of each module, in flat order
   at::Tensor& flat_parameters() { return flat_parameters_; }
   const at::Tensor& flat_parameters() const { return flat_parameters_; }
   at::Tensor& flat_gradients() { return flat_gradients_; }
   int64_t num_parameters() const { return flat_parameters_.defined() ? flat_parameters_.numel() : 0; }
 
  private:
+  at::Tensor make_parameter(int64_t offset, at::IntArrayRef sizes);
+
   std::vector<LoraModule> modules_;
+  std::map<std::string, bool> patterns_;  // those of rank_pattern and alpha_pattern: whether a layer has its value
   at::Tensor flat_parameters_, flat_gradients_;
 };
 

@@ -31,6 +31,11 @@ struct Recipe {
     std::string init = "gaussian";
     bool train_text_encoder = false;
     std::vector<std::string> text_encoder_target_modules = {"q_proj", "k_proj", "v_proj", "out_proj"};
+    double lora_dropout = 0;
+    bool use_rslora = false, use_dora = false;
+    std::map<std::string, int64_t> rank_pattern;
+    std::map<std::string, double> alpha_pattern;
+    std::string lora_weights, lora_weights_sha256;  ///< the second is filled in at the first start
   } lora;
   struct Data {
     std::string train_data_dir;

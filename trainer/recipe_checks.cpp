@@ -96,6 +96,19 @@ FieldCheck rates_by_pattern() {
           }};
 }
 
+FieldCheck named_values_above_zero(double high) {
+  const auto hold = [high](const auto& values) {
+    return std::all_of(values.begin(), values.end(), [high](const auto& entry) {
+      const auto value = static_cast<double>(entry.second);
+      return !entry.first.empty() && value > 0 && value <= high;
+    });
+  };
+  return {fmt::format("each above 0 and at most {:g}", high), [hold](const FieldMember& member) {
+            if (auto* integers = std::get_if<std::map<std::string, int64_t>*>(&member)) return hold(**integers);
+            return hold(*std::get<std::map<std::string, double>*>(member));
+          }};
+}
+
 FieldCheck distinct_names() {
   return {"at least one, none empty, none twice", [](const FieldMember& member) {
             const auto& names = *std::get<std::vector<std::string>*>(member);

@@ -27,6 +27,7 @@ FieldCheck distinct_names();
 
 // Tables of numbers.
 FieldCheck rates_by_pattern();
+FieldCheck named_values_above_zero(double high);
 
 // Upper bounds keep products (steps * batch, ranks * batch * accumulation) far from overflow; no real run comes near
 // them.

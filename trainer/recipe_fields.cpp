@@ -27,6 +27,7 @@ std::string expected_in_words(const RecipeField& field) {
     std::string operator()(const std::optional<int64_t>*) { return "an integer"; }
     std::string operator()(const std::optional<double>*) { return "a number"; }
     std::string operator()(const std::vector<std::string>*) { return "an array of strings"; }
+    std::string operator()(const std::map<std::string, int64_t>*) { return "a table of integers"; }
     std::string operator()(const std::map<std::string, double>*) { return "a table of numbers"; }
   } type_in_words;
   const std::string type = std::visit(type_in_words, field.member);

@@ -32,8 +32,9 @@ void add_base_fields(Fields& f, Recipe& r) {
                "Rescale the noise schedule so that its last timestep is pure noise (arXiv 2305.08891; for v_prediction). "
                "false: what the base model's scheduler says."});
 
-  f.push_back({"output", "formats", &r.output.formats, one_of({"diffusers"}), kFree,
-               "Adapter files to write: \"diffusers\" is pytorch_lora_weights.safetensors."});
+  f.push_back({"output", "formats", &r.output.formats, one_of({"diffusers", "kohya", "peft"}), kFree,
+               "Adapter files to write at the end: pytorch_lora_weights.safetensors (diffusers) always, "
+               "kohya_lora_weights.safetensors, peft/. Each is read again and compared."});
 }
 
 }  // namespace lorashard

@@ -112,6 +112,18 @@ struct SetFromToml {
     }
     return "";
   }
+  template <class T>
+  std::string operator()(std::map<std::string, T>* member) {
+    const auto* values = node.as_table();
+    if (!values) return found_in_words(node);
+    member->clear();
+    for (const auto& [key, value] : *values) {
+      const std::string name(key.str());
+      if (const std::string wrong = check_string(name); !wrong.empty()) return wrong + " in it";
+      if (const std::string found = SetFromToml{value}(&(*member)[name]); !found.empty()) return found + " in it";
+    }
+    return "";
+  }
 };
 
 // "" when set, else "'lora.rank': expected an integer, at least 1; found the integer 0".

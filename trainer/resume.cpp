@@ -8,7 +8,11 @@ namespace lorashard {
 
 void adopt_resolved_values(Recipe& recipe, const TrainingState& saved) {
   // Length and scaled learning rate follow from the total and from the recipe's own values, so that a change of these is seen.
-  keep_total_batch_size(recipe, parse_recipe(saved.recipe, "recipe of the checkpoint"));
+  const Recipe first = parse_recipe(saved.recipe, "recipe of the checkpoint");
+  keep_total_batch_size(recipe, first);
+  // What was read once need not be there any more.
+  if (recipe.lora.lora_weights == first.lora.lora_weights && !std::filesystem::exists(recipe.lora.lora_weights))
+    recipe.lora.lora_weights_sha256 = first.lora.lora_weights_sha256;
 }
 
 void require_same_run(const Recipe& recipe, const std::string& pack_hash, const std::string& base_hash,

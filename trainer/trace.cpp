@@ -86,11 +86,7 @@ void Trace::write(const std::filesystem::path& path, const LoraAdapter& adapter,
       tensors_.merge(SafetensorsFile(part_of(path, other)).tensors());
     }
     Metadata scales;
-    const std::vector<LoraParameter> parameters = adapter.parameters();
-    for (size_t i = 0; i < parameters.size(); ++i) {
-      const LoraModule& module = adapter.modules()[i / 2];
-      scales[parameters[i].key] = fmt::format("{}", module.alpha / static_cast<double>(module.rank));
-    }
+    for (const LoraParameter& p : adapter.parameters()) scales[p.key] = fmt::format("{}", adapter.modules()[p.module].scale);
     write_safetensors(path, tensors_, scales);
     for (int other = 1; other < world.world_size; ++other) std::filesystem::remove(part_of(path, other));
   });

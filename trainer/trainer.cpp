@@ -14,6 +14,7 @@
 #include "trainer/conditioning.h"
 #include "trainer/diffusion_loss.h"
 #include "trainer/export.h"
+#include "trainer/lora_setup.h"
 #include "trainer/make_optimizer.h"
 #include "trainer/model_card.h"
 #include "trainer/step_update.h"
@@ -79,6 +80,7 @@ void Trainer::train() {
     if (!is_main()) return;
     lease_->require_held();
     export_adapter(adapter_, exported_parameters(state()), output_dir_);
+    export_other_formats(adapter_, exported_parameters(state()), base_, recipe_, output_dir_);
     write_model_card(output_dir_, recipe_,
                      {.num_samples = num_samples_, .global_step = global_step_, .num_parameters = adapter_.num_parameters(),
                       .pack_hash = data_hash(), .base_hash = base_hash_, .is_sdxl = base_.is_sdxl()});
@@ -93,6 +95,7 @@ StepMetrics Trainer::train_step(int64_t step) {
   // 1. This rank's micro-batches. Each is a pure function of its number, whoever runs it.
   for (int64_t i = 0; i < micro_batches_per_step_; ++i) {
     const Batch batch = feed_->next();
+    const LoraDropoutRows dropout_rows(dropout_rows_of(batch));
     metrics.data_wait_ms += batch.wait_ms;
 
     // 2. Pictures and captions to latents and text embeddings; noise; prediction; loss.

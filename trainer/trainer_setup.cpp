@@ -9,6 +9,7 @@
 #include "dist/error.h"
 #include "dist/log.h"
 #include "trainer/first_use_pack.h"
+#include "trainer/lora_setup.h"
 #include "trainer/make_optimizer.h"
 #include "trainer/parameter_groups.h"
 #include "trainer/preflight.h"
@@ -90,7 +91,9 @@ void Trainer::resolve() {
   run_agreed(communicator_, "resolving the recipe", [&] {
     if (resumed_) adopt_resolved_values(recipe_, *resumed_);
     resolve_recipe(recipe_, world.world_size, world.local_world_size, num_samples_);
+    resolve_lora_weights(recipe_);
   });
+  require_same(communicator_, "the adapter to start from", recipe_.lora.lora_weights_sha256);
   at::set_num_threads(static_cast<int>(recipe_.distributed.threads_per_rank));
   num_micro_batches_ = micro_batches_of(recipe_);
   if (world.world_size > num_micro_batches_) {
@@ -110,13 +113,14 @@ void Trainer::load_base() {
 }
 
 void Trainer::inject_lora() {
-  adapter_.add("unet", *base_.unet,
-               {.rank = recipe_.lora.rank, .alpha = *recipe_.lora.lora_alpha, .target_modules = recipe_.lora.target_modules});
+  adapter_.add("unet", *base_.unet, lora_options(recipe_, recipe_.lora.target_modules));
   if (recipe_.lora.train_text_encoder) {
-    adapter_.add("text_encoder", *base_.text_encoder,
-                 {.rank = recipe_.lora.rank, .alpha = *recipe_.lora.lora_alpha, .target_modules = recipe_.lora.text_encoder_target_modules});
+    const LoraOptions options = lora_options(recipe_, recipe_.lora.text_encoder_target_modules);
+    adapter_.add("text_encoder", *base_.text_encoder, options);
+    if (base_.is_sdxl()) adapter_.add("text_encoder_2", *base_.text_encoder_2, options);
   }
   adapter_.allocate(static_cast<uint64_t>(recipe_.seed));
+  if (!recipe_.lora.lora_weights.empty() && !resumed_) start_from_adapter(recipe_, base_, adapter_);
   adapter_.to(device_);
   log::info("adapter: {} layers, {} parameters", adapter_.modules().size(), adapter_.num_parameters());
 }

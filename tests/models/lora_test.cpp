@@ -10,12 +10,14 @@
 
 #include "dist/error.h"
 #include "dist/philox.h"
+#include "models/lora_dropout.h"
 #include "models/unet_2d_condition.h"
 
 namespace lorashard {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 UNet2DConditionConfig small_config() {
   UNet2DConditionConfig config;
@@ -170,11 +172,55 @@ TEST(LoraAdapter, ATargetNoLayerHasIsNamedWithTheLayersThereAre) {
   EXPECT_THAT(message, HasSubstr("to_out.0"));
 }
 
-TEST(LoraAdapter, ATargetThatIsAConvolutionIsRefusedAsSuch) {
+/// Paths that get a pair, with their ranks.
+std::vector<std::pair<std::string, int64_t>> chosen(const LoraOptions& options) {
   UNet2DConditionModel unet(small_config());
   LoraAdapter adapter;
-  EXPECT_THAT(message_of([&] { adapter.add("unet", unet, {.target_modules = {"conv1"}}); }, ErrorKind::usage),
-              HasSubstr("found only convolutions"));
+  adapter.add("unet", unet, options);
+  adapter.allocate(1);
+  std::vector<std::pair<std::string, int64_t>> paths;
+  for (const LoraModule& module : adapter.modules()) paths.emplace_back(module.path, module.rank);
+  return paths;
+}
+
+TEST(LoraAdapter, PresetsAndPatternsChooseLayers) {
+  const size_t attention = chosen({.target_modules = {"attention"}}).size();
+  EXPECT_EQ(attention, chosen({}).size());
+  EXPECT_EQ(chosen({.target_modules = {"attention+ff"}}).size(), attention + 4 * 2);
+  const size_t cross = chosen({.target_modules = {"down_blocks.*.attn2.*"}}).size();
+  EXPECT_EQ(cross, 4u);
+  size_t resnets = 0;
+  for (const auto& [path, rank] : chosen({.target_modules = {"conv"}})) {
+    EXPECT_THAT(path, testing::AnyOf(HasSubstr("resnets."), HasSubstr("samplers.")));
+    resnets += path.find("resnets.") != std::string::npos;
+  }
+  EXPECT_GT(resnets, 0u);
+  for (const auto& [path, rank] : chosen({.target_modules = {"all-linear"}})) EXPECT_THAT(path, Not(HasSubstr("conv")));
+}
+
+TEST(LoraAdapter, TheLongestPatternThatFitsGivesTheRank) {
+  for (const auto& [path, rank] :
+       chosen({.rank = 4, .target_modules = {"attention"}, .rank_pattern = {{"to_q", 8}, {"attn2.to_q", 2}}}))
+    EXPECT_EQ(rank, path.ends_with("attn2.to_q") ? 2 : path.ends_with("to_q") ? 8 : 4) << path;
+}
+
+TEST(LoraAdapter, APatternThatFitsNoTargetIsNamed) {
+  EXPECT_THAT(message_of([] { chosen({.rank_pattern = {{"ff.net.2", 8}}}); }, ErrorKind::usage), HasSubstr("'ff.net.2' of rank_pattern or alpha_pattern fits no layer"));
+}
+
+TEST(LoraAdapter, DropoutIsTheSameAgainForTheSameImagesAndAbsentWithoutThem) {
+  SmallUNet model;
+  model.adapter.flat_parameters().normal_(0, 0.1);
+  const at::Tensor whole = model.loss().detach();
+  for (const LoraModule& module : model.adapter.modules()) module.layer->lora->dropout.p = 0.5;
+  EXPECT_TRUE(at::equal(model.loss().detach(), whole));
+  const auto of_images = [&](uint64_t first, uint64_t second) {
+    const LoraDropoutRows rows({{.slot = first}, {.slot = second}});
+    return model.loss().detach();
+  };
+  EXPECT_FALSE(at::equal(of_images(3, 4), whole));
+  EXPECT_TRUE(at::equal(of_images(3, 4), of_images(3, 4)));
+  EXPECT_FALSE(at::equal(of_images(3, 4), of_images(3, 5)));
 }
 
 TEST(LoraAdapter, RankZeroAndNoTargetsAreRefused) {

@@ -3,7 +3,7 @@
 import numpy as np
 
 PERMUTATION, CROP, FLIP, CAPTION_CHOICE, CAPTION_DROPOUT, VAE_SAMPLE, NOISE, TIMESTEP = range(1, 9)
-NOISE_OFFSET, INPUT_PERTURBATION, LORA_INIT = 9, 10, 11
+NOISE_OFFSET, INPUT_PERTURBATION, LORA_INIT, LORA_DROPOUT = 9, 10, 11, 12
 (CAPTION_SHUFFLE, CAPTION_TAG_DROPOUT, CAPTION_WILDCARD, NOISE_OFFSET_STRENGTH, INPUT_PERTURBATION_STRENGTH, MULTIRES_NOISE,
  MULTIRES_NOISE_SIZE) = range(20, 27)
 CLASS_IMAGE = 0x8000
@@ -49,6 +49,23 @@ def normal(seed, slot, purpose, shape):
         angle = 2.0 * np.pi * (w[pair + 1] * 2.0**-32)
         out[:, pair], out[:, pair + 1] = radius * np.cos(angle), radius * np.sin(angle)
     return out.astype(np.float32).reshape(-1)[:count].reshape(shape)
+
+
+def kaiming_uniform(seed, position, shape):
+    """peft's default start of `down`: uniform within 1 / sqrt(inputs), rounded once to fp32."""
+    count = int(np.prod(shape))
+    w = words(seed, position, LORA_INIT, np.arange((count + 3) // 4))
+    u = (np.stack(w, axis=1).astype(np.float64) + 0.5) * 2.0**-32
+    bound = 1 / np.sqrt(count / shape[0])
+    return (bound * (2 * u - 1)).astype(np.float32).reshape(-1)[:count].reshape(shape)
+
+
+def dropout_mask(seed, slot, module, p, shape, class_image=False):
+    """Which elements of one image's input to module `module` are kept."""
+    count = int(np.prod(shape))
+    purpose = LORA_DROPOUT + (CLASS_IMAGE if class_image else 0) + (module << 16)
+    w = np.stack(words(seed, slot, purpose, np.arange((count + 3) // 4)), axis=1)
+    return (w >= np.uint64(int(p * 2**32))).reshape(-1)[:count].reshape(shape)
 
 
 def permutation(seed, epoch, n, i, class_images=False):

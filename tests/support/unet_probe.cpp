@@ -1,6 +1,7 @@
 // unet_probe MODEL_DIR INPUTS.safetensors OUT_DIR: the oracle's view of the UNet and its LoRA adapter.
 // INPUTS holds sample, timesteps, encoder_hidden_states, for SDXL text_embeds and time_ids, and, for a gradient, target;
-// its metadata holds dtype and, for an adapter, targets (comma between), rank, alpha and lora (a file in diffusers' keys). OUT_DIR receives
+// its metadata holds dtype and, for an adapter, targets (comma between), rank, alpha, dora, rslora, init, dropout (of
+// images 0, 1, ... with seed 1), rank_pattern ("name=rank", comma between) and lora (a file in diffusers' keys). OUT_DIR receives
 // out.safetensors, parameters.txt (names in order), lora_modules.txt and pytorch_lora_weights.safetensors.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -11,6 +12,7 @@
 
 #include "dist/error.h"
 #include "models/lora.h"
+#include "models/lora_dropout.h"
 #include "models/lora_state_dict.h"
 #include "models/model_config.h"
 #include "models/safetensors.h"
@@ -32,8 +34,14 @@ LoraOptions lora_options(const Metadata& metadata) {
   options.rank = std::stoll(option(metadata, "rank", "4"));
   options.alpha = std::stod(option(metadata, "alpha", "4"));
   options.target_modules.clear();
-  std::stringstream targets(metadata.at("targets"));
+  options.dropout = std::stod(option(metadata, "dropout", "0"));
+  options.use_dora = option(metadata, "dora", "") == "1";
+  options.use_rslora = option(metadata, "rslora", "") == "1";
+  options.init = option(metadata, "init", "gaussian");
+  std::stringstream targets(metadata.at("targets")), patterns(option(metadata, "rank_pattern", ""));
   for (std::string target; std::getline(targets, target, ',');) options.target_modules.push_back(target);
+  for (std::string pattern; std::getline(patterns, pattern, ',');)
+    options.rank_pattern[pattern.substr(0, pattern.find('='))] = std::stoll(pattern.substr(pattern.find('=') + 1));
   return options;
 }
 
@@ -63,6 +71,11 @@ void run(const fs::path& model_dir, const fs::path& inputs, const fs::path& out_
   AddedConditions added;
   if (file.contains("text_embeds"))
     added = {.text_embeds = file.tensor("text_embeds").to(dtype), .time_ids = file.tensor("time_ids")};
+  for (const LoraParameter& parameter : adapter.parameters())
+    results["init/" + parameter.key] = parameter.value.detach().clone();
+  std::vector<DropoutRow> rows;
+  for (int64_t i = 0; i < file.tensor("sample").size(0); ++i) rows.push_back({.slot = static_cast<uint64_t>(i)});
+  const LoraDropoutRows dropout_rows(rows);
   const at::Tensor output = unet.forward(file.tensor("sample").to(dtype), file.tensor("timesteps"),
                                          file.tensor("encoder_hidden_states").to(dtype), added);
   results["output"] = output.detach().to(at::kFloat).contiguous();

@@ -124,7 +124,7 @@ TEST(RecipeParse, TypeFaultsNameExpectedAndFound) {
   EXPECT_THAT(fault(with("deterministic = 1\n")), HasSubstr("expected true or false; found the integer 1"));
   EXPECT_THAT(fault(with("mixed_precision = 'fp8'\n")),
               HasSubstr("one of \"no\", \"fp16\", \"bf16\"; found the string \"fp8\""));
-  EXPECT_THAT(fault(with("[output]\nformats = ['diffusers', 'kohya']\n")),
+  EXPECT_THAT(fault(with("[output]\nformats = ['diffusers', 'a1111']\n")),
               HasSubstr("found [\"diffusers\", \"kohya\"]"));
   EXPECT_THAT(fault(with("[report]\nlogging_dir = 2024-01-01\n")), HasSubstr("found a date or time"));
   EXPECT_THAT(fault(with("[report]\nlogging_dir = ''\n")), HasSubstr("not empty"));
