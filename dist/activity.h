@@ -16,6 +16,7 @@ struct Activity {
   std::atomic<Collective> collective{Collective::none};
   std::atomic<uint64_t> number{0};    ///< collectives entered so far; the same call has the same number on every rank
   std::atomic<uint64_t> progress{0};  ///< grows whenever a collective is entered, left, or gets a piece further
+  std::atomic<bool> long_work{false};  ///< at something that takes its time (a picture): nobody calls it late
 };
 
 /// Of this process: it is one rank.
@@ -28,6 +29,15 @@ class InCollective {
   ~InCollective();
   InCollective(const InCollective&) = delete;
   InCollective& operator=(const InCollective&) = delete;
+};
+
+/// While it lives, this rank is at long work. Not nested.
+class InLongWork {
+ public:
+  InLongWork() { activity().long_work = true; }
+  ~InLongWork() { activity().long_work = false; }
+  InLongWork(const InLongWork&) = delete;
+  InLongWork& operator=(const InLongWork&) = delete;
 };
 
 }  // namespace lorashard

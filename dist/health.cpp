@@ -41,20 +41,23 @@ std::string random_token() {
 
 Beat beat_of_this_rank() {
   const Activity& mine = activity();
-  return {.step = mine.step, .collective = mine.collective, .number = mine.number, .progress = mine.progress};
+  return {.step = mine.step, .collective = mine.collective, .number = mine.number, .progress = mine.progress,
+          .long_work = mine.long_work};
 }
 
 std::string print_beat(const Beat& beat) {
-  return fmt::format("beat {} {} {} {}", beat.step, static_cast<int>(beat.collective), beat.number, beat.progress);
+  return fmt::format("beat {} {} {} {} {}", beat.step, static_cast<int>(beat.collective), beat.number, beat.progress,
+                     static_cast<int>(beat.long_work));
 }
 
 bool parse_beat(const std::string& line, Beat& beat) {
-  int collective = 0;
+  int collective = 0, long_work = 0;
   std::istringstream words(line);
   std::string word;
-  words >> word >> beat.step >> collective >> beat.number >> beat.progress;
+  words >> word >> beat.step >> collective >> beat.number >> beat.progress >> long_work;
   if (!words || word != "beat" || collective < 0 || collective > static_cast<int>(Collective::finalize)) return false;
   beat.collective = static_cast<Collective>(collective);
+  beat.long_work = long_work != 0;
   return true;
 }
 

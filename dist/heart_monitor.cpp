@@ -78,7 +78,7 @@ void HeartMonitor::judge_lateness(Rank& rank, double now, Verdict& verdict) cons
   const double silent = now - rank.last_beat, limit = options_.straggler_warning_s;
   const Rank* waiting = longest_waiting_for(rank);
   const bool is_silent = silent > std::max(limit, options_.heartbeat_s * kFreshBeats);
-  const bool is_behind = waiting != nullptr && now - waiting->entered > limit;
+  const bool is_behind = waiting != nullptr && !rank.beat.long_work && now - waiting->entered > limit;
   if (is_silent || is_behind) {
     if (rank.warned) return;
     rank.warned = true;

@@ -2,7 +2,7 @@
 // clock, no socket: time is what the caller says, in seconds, so that every rule can be tested.
 //
 // The rules. A rank that beats and is not in a collective works: the others wait for it as long as it takes, with one
-// warning. A rank that is silent for collective_timeout_s (stopped, hung host, cut network), or whose connection is
+// warning unless it says that its work is long. A rank that is silent for collective_timeout_s (stopped, hung host, cut network), or whose connection is
 // closed for kClosedGrace (its process is gone), is lost. When every rank beats and every one has been in a collective
 // for collective_timeout_s without any getting further, nobody will end it. Lost and stuck end the run.
 #pragma once
@@ -25,6 +25,7 @@ struct Beat {
   int64_t step = 0;
   Collective collective = Collective::none;
   uint64_t number = 0, progress = 0;
+  bool long_work = false;
 };
 
 class HeartMonitor {

@@ -9,7 +9,7 @@ namespace lorashard {
 
 /// What a random number is for. Persisted by meaning: never renumber (a resumed run would draw other numbers).
 enum class Purpose : uint32_t {
-  permutation = 1,    ///< order of the rows in an epoch (slot = epoch)
+  permutation = 1,  ///< order of the rows in an epoch (slot = epoch)
   crop = 2,
   flip = 3,
   caption_choice = 4,
@@ -19,9 +19,10 @@ enum class Purpose : uint32_t {
   timestep = 8,
   noise_offset = 9,
   input_perturbation = 10,
-  lora_init = 11,     ///< slot = position of the module in the adapter
-  lora_dropout = 12,  ///< block's high bits = position of the module
-  base_init = 13,     ///< init-base (slot = position of the tensor)
+  lora_init = 11,        ///< slot = position of the module in the adapter
+  lora_dropout = 12,     ///< block's high bits = position of the module
+  base_init = 13,        ///< init-base (slot = position of the tensor)
+  sampling_noise = 14,   ///< what a sampled picture starts from (slot = number of the picture)
   caption_shuffle = 20,      ///< a block a tag
   caption_tag_dropout = 21,  ///< a block a tag
   caption_wildcard = 22,     ///< a block a wildcard

@@ -4,10 +4,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "dist/durable_file.h"
 #include "dist/error.h"
+#include "models/sampling_config.h"
 
 namespace lorashard {
 namespace {
@@ -20,13 +23,36 @@ constexpr int64_t kMaxChannels = 1 << 16;
 constexpr int64_t kMaxVocabulary = 1 << 24;
 constexpr int64_t kMaxLayers = 128;
 constexpr size_t kMaxBlocks = 16;
+constexpr std::array<std::string_view, 3> kNotJson = {"-Infinity", "Infinity", "NaN"};
+
+/// Python's json writes -Infinity and NaN (lambda_min_clipped of DPMSolverMultistepScheduler), which JSON doesn't know:
+/// null, so that the key has its default. What stands in strings stays.
+std::string without_infinities(const std::string& text) {
+  std::string out;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '"') in_string = !in_string;
+    if (in_string && text[i] == '\\' && i + 1 < text.size()) out += text[i++];
+    if (!in_string) {
+      const auto word = std::ranges::find_if(
+          kNotJson, [&](std::string_view name) { return text.compare(i, name.size(), name) == 0; });
+      if (word != kNotJson.end()) {
+        out += "null";
+        i += word->size() - 1;
+        continue;
+      }
+    }
+    out += text[i];
+  }
+  return out;
+}
 
 /// One config.json: typed reading of its keys, with the file and the key in every error.
 class ConfigFile {
  public:
   explicit ConfigFile(const std::filesystem::path& path) : path_(path.string()) {
     try {
-      json_ = Json::parse(read_file(path, kMaxConfigBytes));
+      json_ = Json::parse(without_infinities(read_file(path, kMaxConfigBytes)));
     } catch (const Json::exception& error) {
       throw fault(fmt::format("not JSON: {}", error.what()));
     }
@@ -37,6 +63,9 @@ class ConfigFile {
   void descend(const char* key) {
     if (json_.contains(key) && json_[key].is_object()) json_ = Json(json_[key]);
   }
+
+  /// Whether the key is there with a value; null counts as absent.
+  bool has(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
 
   int64_t integer(const char* key, int64_t otherwise, int64_t min, int64_t max) const {
     return has(key) ? to_integer(key, json_[key], min, max) : otherwise;
@@ -125,7 +154,6 @@ class ConfigFile {
   }
 
  private:
-  bool has(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
   std::string shown(const char* key) const {
     return json_[key].dump(-1, ' ', true, Json::error_handler_t::replace).substr(0, 200);
   }
@@ -282,8 +310,9 @@ CLIPTextConfig read_text_encoder_config(const std::filesystem::path& config_json
   return config;
 }
 
-DDPMSchedulerConfig read_scheduler_config(const std::filesystem::path& scheduler_config_json) {
-  const ConfigFile file(scheduler_config_json);
+namespace {
+
+DDPMSchedulerConfig noise_schedule(const ConfigFile& file) {
   const std::string name = file.text("_class_name", "DDPMScheduler");
   // Rectified flow and EDM train another objective; their configs lack a beta schedule.
   if (name.find("FlowMatch") != name.npos || name.find("EDM") != name.npos) {
@@ -301,6 +330,50 @@ DDPMSchedulerConfig read_scheduler_config(const std::filesystem::path& scheduler
   config.beta_schedule = file.text_of("beta_schedule", "linear", {"linear", "scaled_linear", "squaredcos_cap_v2"});
   config.prediction_type = file.text_of("prediction_type", "epsilon", {"epsilon", "v_prediction", "sample"});
   config.rescale_betas_zero_snr = file.boolean("rescale_betas_zero_snr", false);
+  return config;
+}
+
+/// `key = value` where the file has another value than `usual`, else "".
+std::string unusual(const ConfigFile& file, const char* key, const std::string& usual) {
+  const std::string value = file.text(key, usual);
+  return value == usual ? "" : fmt::format("{} \"{}\"", key, value);
+}
+
+}  // namespace
+
+DDPMSchedulerConfig read_scheduler_config(const std::filesystem::path& scheduler_config_json) {
+  return noise_schedule(ConfigFile(scheduler_config_json));
+}
+
+SamplingConfig read_sampling_config(const std::filesystem::path& scheduler_config_json) {
+  const ConfigFile file(scheduler_config_json);
+  SamplingConfig config;
+  config.schedule = noise_schedule(file);
+  if (const std::string spacing = file.text("timestep_spacing", ""); !spacing.empty())
+    config.timestep_spacing = spacing;
+  if (file.has("steps_offset")) config.steps_offset = file.integer("steps_offset", 0, 0, 1'000'000);
+  if (file.has("set_alpha_to_one")) config.set_alpha_to_one = file.boolean("set_alpha_to_one", false);
+  if (file.has("clip_sample")) config.clip_sample = file.boolean("clip_sample", true);
+  config.clip_sample_range = file.number("clip_sample_range", 1);
+  config.skip_prk_steps = file.boolean("skip_prk_steps", false);
+  config.use_karras_sigmas = file.boolean("use_karras_sigmas", false);
+  config.final_sigmas_type = file.text_of("final_sigmas_type", "zero", {"zero", "sigma_min"});
+  config.algorithm_type = file.text("algorithm_type", "dpmsolver++");
+  config.solver_type = file.text("solver_type", "midpoint");
+  // Names of DEIS and UniPC, which diffusers replaces too.
+  if (config.algorithm_type == "deis") config.algorithm_type = "dpmsolver++";
+  if (config.solver_type != "heun") config.solver_type = "midpoint";
+  config.solver_order = file.integer("solver_order", 2, 1, 3);
+  config.lower_order_final = file.boolean("lower_order_final", true);
+  config.euler_at_final = file.boolean("euler_at_final", false);
+  config.lambda_min_clipped = file.number("lambda_min_clipped", config.lambda_min_clipped);
+  if (file.boolean("thresholding", false)) config.thresholding = "thresholding = true";
+  for (const char* key : {"use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"})
+    if (file.boolean(key, false)) config.other_sigmas = fmt::format("{} = true", key);
+  config.interpolation_type = unusual(file, "interpolation_type", "linear");
+  config.timestep_type = unusual(file, "timestep_type", "discrete");
+  if (file.text("variance_type", "").starts_with("learned"))
+    config.variance_type = unusual(file, "variance_type", "");
   return config;
 }
 

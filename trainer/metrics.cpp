@@ -126,6 +126,17 @@ void Metrics::write(const StepMetrics& metrics) {
   impl_->show(metrics);
 }
 
+void Metrics::picture(const std::string& tag, int64_t step, const std::string& png) {
+  if (!impl_->events) return;
+  LORASHARD_CHECK(png.size() > 24, "a PNG of {} bytes", png.size());
+  const auto side = [&](size_t at) {  // of the header, which every PNG begins with: big-endian width at 16, height at 20
+    int64_t value = 0;
+    for (size_t i = 0; i < 4; ++i) value = value << 8 | static_cast<unsigned char>(png[at + i]);
+    return value;
+  };
+  impl_->events->image(tag, step, side(20), side(16), png);
+}
+
 void Metrics::flush() {
   if (::fdatasync(impl_->descriptor) != 0) throw errno_error(fmt::format("flushing '{}'", impl_->file.string()));
   if (impl_->events) impl_->events->flush();

@@ -31,6 +31,8 @@ class Metrics {
   ~Metrics();
   /// When there is no room for the whole line none of it stays. Throws Error(io).
   void write(const StepMetrics& metrics);
+  /// A picture for TensorBoard, where it is reported to: a PNG file. Throws Error(io).
+  void picture(const std::string& tag, int64_t step, const std::string& png);
   /// May be called while another thread is in write().
   void flush();
 

@@ -2,6 +2,8 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "dist/durable_file.h"
 #include "dist/log.h"
 
@@ -21,6 +23,11 @@ std::string yaml(const std::string& text) {
 }
 
 bool is_dreambooth(const Recipe& recipe) { return recipe.task == "dreambooth"; }
+
+std::string one_line(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
 
 std::string front_matter(const Recipe& recipe, bool is_sdxl) {
   return fmt::format(
@@ -76,6 +83,11 @@ std::string model_card(const Recipe& recipe, const ModelCardFacts& facts) {
   std::string card = front_matter(recipe, facts.is_sdxl) + kMark + "\n\n";
   card += fmt::format("# {}\n\n", name.empty() ? "LoRA adapter" : name) + description(recipe, facts.num_samples);
   card += how_to_use(recipe, facts.is_sdxl);
+  if (!facts.sample_sheet.empty()) {
+    card += "## Samples\n\n";
+    for (const std::string& prompt : recipe.validation.validation_prompt.texts) card += fmt::format("> {}\n\n", one_line(prompt));
+    card += fmt::format("![samples]({})\n\n", facts.sample_sheet);
+  }
   card += "## Training\n\n| | |\n|---|---|\n";
   const auto row = [&card](const char* what, const std::string& value) { card += fmt::format("| {} | {} |\n", what, value); };
   row("optimizer steps", std::to_string(facts.global_step));

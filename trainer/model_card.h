@@ -12,6 +12,7 @@ struct ModelCardFacts {
   int64_t num_samples = 0, global_step = 0, num_parameters = 0;
   std::string pack_hash = {}, base_hash = {};
   bool is_sdxl = false;
+  std::string sample_sheet = {};  ///< newest sheet of validation pictures, beside the card; empty: none
 };
 
 /// The card's text: front matter with base_model and tags as diffusers' scripts write them, how to load it, how it was trained.

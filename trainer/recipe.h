@@ -12,6 +12,11 @@
 
 namespace lorashard {
 
+/// An array of strings; a recipe may give a single one without brackets.
+struct StringOrArray {
+  std::vector<std::string> texts;
+};
+
 struct Recipe {
   std::string task = "text_to_image";
   std::string output_dir;
@@ -139,6 +144,19 @@ struct Recipe {
     std::string resume_from_checkpoint = "latest";  ///< "latest", "none" or a checkpoint folder
     std::string on_disk_full = "stop";              ///< or "continue"
   } checkpoint;
+  struct Validation {
+    StringOrArray validation_prompt;
+    std::string negative_prompt;
+    int64_t num_validation_images = 4;
+    std::optional<int64_t> validation_steps, validation_epochs;  ///< neither: each epoch, as the reference scripts
+    bool at_start = false, at_end = true;
+    std::optional<int64_t> validation_seed;  ///< absent: the run's seed
+    int64_t num_inference_steps = 25;
+    double guidance_scale = 7.5;
+    std::string scheduler = "dpmsolver++";
+    bool use_karras_sigmas = false;
+    int64_t height = 0, width = 0;  ///< 0: what the base was made for
+  } validation;
   struct Report {
     std::vector<std::string> report_to = {"tensorboard"};
     std::string logging_dir = "logs";

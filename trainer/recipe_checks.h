@@ -49,6 +49,7 @@ void add_train_fields(Fields& fields, Recipe& recipe);
 void add_loss_fields(Fields& fields, Recipe& recipe);
 void add_caption_fields(Fields& fields, Recipe& recipe);
 void add_optimizer_fields(Fields& fields, Recipe& recipe);
+void add_validation_fields(Fields& fields, Recipe& recipe);
 void add_run_fields(Fields& fields, Recipe& recipe);
 
 }  // namespace lorashard

@@ -14,6 +14,7 @@ std::vector<RecipeField> recipe_fields(Recipe& recipe) {
   add_loss_fields(fields, recipe);
   add_caption_fields(fields, recipe);
   add_optimizer_fields(fields, recipe);
+  add_validation_fields(fields, recipe);
   add_run_fields(fields, recipe);
   return fields;
 }
@@ -29,6 +30,7 @@ std::string expected_in_words(const RecipeField& field) {
     std::string operator()(const std::vector<std::string>*) { return "an array of strings"; }
     std::string operator()(const std::map<std::string, int64_t>*) { return "a table of integers"; }
     std::string operator()(const std::map<std::string, double>*) { return "a table of numbers"; }
+    std::string operator()(const StringOrArray*) { return "a string or an array of strings"; }
   } type_in_words;
   const std::string type = std::visit(type_in_words, field.member);
   return field.check.expected.empty() ? type : type + ", " + field.check.expected;

@@ -15,7 +15,7 @@ namespace lorashard {
 
 /// The member a key is kept in; its type is the key's type.
 using FieldMember = std::variant<std::string*, int64_t*, double*, bool*, std::optional<int64_t>*,
-                                 std::optional<double>*, std::vector<std::string>*,
+                                 std::optional<double>*, std::vector<std::string>*, StringOrArray*,
                                  std::map<std::string, int64_t>*, std::map<std::string, double>*>;
 
 /// What a value must satisfy beyond its type.

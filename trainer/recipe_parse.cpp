@@ -124,6 +124,12 @@ struct SetFromToml {
     }
     return "";
   }
+  std::string operator()(StringOrArray* member) {
+    const auto* text = node.as_string();
+    if (!text) return (*this)(&member->texts);
+    member->texts = {text->get()};
+    return check_string(text->get());
+  }
 };
 
 // "" when set, else "'lora.rank': expected an integer, at least 1; found the integer 0".
@@ -313,6 +319,8 @@ void drop_partner(const std::string& name, Recipe& recipe) {
   if (name == "train.gradient_accumulation_steps") train.total_batch_size.reset();
   if (name == "train.max_train_steps") train.num_train_epochs.reset();
   if (name == "train.num_train_epochs") train.max_train_steps.reset();
+  if (name == "validation.validation_steps") recipe.validation.validation_epochs.reset();
+  if (name == "validation.validation_epochs") recipe.validation.validation_steps.reset();
 }
 
 void apply_overrides(Recipe& recipe, const std::vector<std::string>& texts) {

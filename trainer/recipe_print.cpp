@@ -39,6 +39,7 @@ struct ToToml {
       text += fmt::format("{}{} = {}", text.empty() ? "" : ", ", string_as_toml(key), (*this)(&value));
     return text.empty() ? "{}" : "{ " + text + " }";
   }
+  std::string operator()(const StringOrArray* values) { return (*this)(&values->texts); }
 };
 
 }  // namespace

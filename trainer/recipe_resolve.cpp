@@ -108,6 +108,16 @@ void check_recipe_rules(const Recipe& recipe, const std::string& name) {
            "leave out snr_gamma, debiased_estimation_loss, v_pred_like_loss and scale_v_pred_loss_like_noise_pred");
   }
   check_optimizer_rules(recipe, name);
+  const Recipe::Validation& validation = recipe.validation;
+  if (validation.validation_steps && validation.validation_epochs) {
+    refuse(fmt::format("{}: 'validation.validation_steps' and 'validation.validation_epochs' exclude each other", name),
+           "keep one of them");
+  }
+  if (validation.use_karras_sigmas && validation.scheduler != "dpmsolver++" && validation.scheduler != "euler") {
+    refuse(fmt::format("{}: 'validation.use_karras_sigmas' has no meaning for the scheduler \"{}\"", name,
+                       validation.scheduler),
+           "take dpmsolver++ or euler");
+  }
   const Recipe::Distributed& distributed = recipe.distributed;
   if (distributed.collective_timeout_s > 0 && distributed.collective_timeout_s < 3 * distributed.heartbeat_s) {
     refuse(fmt::format("{}: 'distributed.collective_timeout_s' = {:g} is less than three times 'distributed.heartbeat_s' = {:g}", name,

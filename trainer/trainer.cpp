@@ -36,6 +36,8 @@ Trainer::~Trainer() = default;
 void Trainer::train() {
   const auto start = std::chrono::steady_clock::now();
   const int64_t max_train_steps = *recipe_.train.max_train_steps;
+  // Pictures of the base alone; or those in whose making the run was stopped that is now resumed.
+  if (!validate()) throw stopped_on_request("before the first of its steps");
   while (global_step_ < max_train_steps) {
     // 1. One optimizer step.
     activity().step = global_step_ + 1;
@@ -45,7 +47,8 @@ void Trainer::train() {
 
     // 2. What one rank knows and all must act on: a request to stop, a write that failed.
     const auto any = any_rank(communicator_, {stop_requested(), checkpoint_writer_ && checkpoint_writer_->failed()});
-    const bool stop = any[0], write_failed = any[1];
+    bool stop = any[0];
+    const bool write_failed = any[1];
     const int64_t digest_steps = recipe_.distributed.digest_steps;
     if (digest_steps > 0 && global_step_ % digest_steps == 0) {
       require_same_weights(communicator_, adapter_.flat_parameters().cpu(), global_step_);
@@ -66,13 +69,20 @@ void Trainer::train() {
     if (due && checkpoint_writer_) checkpoint_writer_->start();
     if (trace_->records(global_step_ - 1) && (last || !trace_->records(global_step_))) write_trace();
 
-    // 4. A request to stop: every rank leaves once the checkpoint is there.
+    // 4. Validation pictures. A request to stop ends them, and the run.
+    if (!stop && !validate()) {
+      stop = true;
+      if (!due && checkpoint_writer_) {
+        checkpoint_writer_->snapshot(state());
+        checkpoint_writer_->start();
+      }
+      if (!last && trace_->records(global_step_)) write_trace();
+    }
+
+    // 5. A request to stop: every rank leaves once the checkpoint is there.
     if (stop && global_step_ < max_train_steps) {
       finish_checkpoints(/*must_be_written=*/true);
-      throw AgreedError(Error(ErrorKind::stopped, fmt::format("stopped on request after step {} of {}, with a checkpoint",
-                                                              global_step_, max_train_steps),
-                              "start the same command again to go on"),
-                        communicator_.world());
+      throw stopped_on_request(fmt::format("after step {} of {}, with a checkpoint", global_step_, max_train_steps));
     }
   }
   finish_checkpoints();
@@ -81,9 +91,11 @@ void Trainer::train() {
     lease_->require_held();
     export_adapter(adapter_, exported_parameters(state()), output_dir_);
     export_other_formats(adapter_, exported_parameters(state()), base_, recipe_, output_dir_);
+    const auto sheet = newest_sample_sheet(output_dir_);
     write_model_card(output_dir_, recipe_,
                      {.num_samples = num_samples_, .global_step = global_step_, .num_parameters = adapter_.num_parameters(),
-                      .pack_hash = data_hash(), .base_hash = base_hash_, .is_sdxl = base_.is_sdxl()});
+                      .pack_hash = data_hash(), .base_hash = base_hash_, .is_sdxl = base_.is_sdxl(),
+                      .sample_sheet = sheet ? sheet->lexically_relative(output_dir_).generic_string() : ""});
   });
 }
 
@@ -134,6 +146,22 @@ StepMetrics Trainer::train_step(int64_t step) {
   metrics.world_size = communicator_.world().world_size;
   metrics.epoch = static_cast<double>((step + 1) * *recipe_.train.total_batch_size) / static_cast<double>(num_samples_);
   return metrics;
+}
+
+bool Trainer::validate() {
+  if (!validation_ || !validation_->due(global_step_)) return true;
+  const int64_t resumed_at = resumed_ ? resumed_->global_step : -1;
+  return validation_->run(
+      global_step_, [this](const std::function<void()>& action) { checkpoint_writer_->guard(action); },
+      [&](const std::string& png, bool is_new) {
+        // TensorBoard keeps what came up to the step a run was resumed at.
+        if (is_new || global_step_ > resumed_at) metrics_->picture("validation", global_step_, png);
+      });
+}
+
+AgreedError Trainer::stopped_on_request(const std::string& where) const {
+  return AgreedError(Error(ErrorKind::stopped, "stopped on request " + where, "start the same command again to go on"),
+                     communicator_.world());
 }
 
 void Trainer::refuse_if_diverged() const {

@@ -8,6 +8,7 @@
 
 #include "data/data_loader.h"
 #include "data/pack.h"
+#include "dist/agreement.h"
 #include "dist/communicator.h"
 #include "dist/reduction.h"
 #include "models/lora.h"
@@ -24,6 +25,7 @@
 #include "trainer/recipe.h"
 #include "trainer/run_lease.h"
 #include "trainer/trace.h"
+#include "trainer/validation.h"
 
 namespace lorashard {
 
@@ -63,8 +65,11 @@ class Trainer {
   void save_checkpoint(const TrainingState& state);
   /// Until no checkpoint is being written; then throws on every rank what went wrong with any. Collective.
   void finish_checkpoints(bool must_be_written = false);
+  /// The validation pictures of this step, where it has some. False on every rank when a request to stop ended them.
+  bool validate();
   void write_trace();
   void refuse_if_diverged() const;
+  AgreedError stopped_on_request(const std::string& where) const;
   bool is_main() const { return communicator_.world().rank == 0; }
 
   Recipe recipe_;
@@ -94,6 +99,7 @@ class Trainer {
   std::unique_ptr<BatchFeed> feed_;
   std::unique_ptr<Metrics> metrics_;  // rank 0
   std::unique_ptr<Trace> trace_;
+  std::unique_ptr<Validation> validation_;
   int64_t micro_batches_per_step_ = 0;  // of this rank
   std::unique_ptr<CheckpointWriter> checkpoint_writer_;  // rank 0; its thread uses members above
 };

@@ -41,6 +41,10 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator, at::Device device)
     inject_lora();
     restore();
   });
+  run_agreed(communicator_, "reading the validation settings", [&] {
+    if (recipe_.validation.validation_prompt.texts.empty()) return;
+    validation_ = std::make_unique<Validation>(recipe_, base_, adapter_, communicator_, num_samples_);
+  });
   run_agreed(communicator_, "opening the run directory", [&] {
     if (!is_main()) return;
     write_durably(output_dir_ / "recipe.toml", print_recipe(recipe_));

@@ -55,6 +55,18 @@ TEST(HeartMonitor, RanksThatBeatAndWorkAreLeftAlone) {
   EXPECT_EQ(verdict.end, "");
 }
 
+TEST(HeartMonitor, ARankAtLongWorkIsNotCalledLateButMustBeat) {
+  Ranks ranks;
+  ranks.now[0].long_work = true;
+  ranks.enter(1, Collective::all_gather);
+  ranks.enter(2, Collective::all_gather);
+  EXPECT_THAT(ranks.run(600).warnings, IsEmpty());
+  ranks.beats[0] = false;
+  const auto verdict = ranks.run(600);
+  EXPECT_THAT(verdict.warnings, ElementsAre(HasSubstr("rank 0 (a) is silent")));
+  EXPECT_THAT(verdict.end, HasSubstr("rank 0 (a) is lost"));
+}
+
 TEST(HeartMonitor, ARankThatWorksIsWaitedForAsLongAsItTakesWithOneWarning) {
   Ranks ranks;
   ranks.enter(1, Collective::all_reduce);

@@ -68,6 +68,8 @@ def write_recipe(path, base, data, output_dir, **overrides):
     values = {key: value for key, value in values.items() if value is not None}
     tables = {}
     for key, value in values.items():
+        if value is None:  # an override that takes a key away
+            continue
         table, _, name = key.rpartition("__")
         tables.setdefault(table, []).append(f"{name} = {as_toml(value)}")
     lines = tables.pop("", [])
