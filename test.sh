@@ -8,7 +8,7 @@ cd "$(dirname "$0")"
 ./quickstart.sh --setup-only
 
 needed=()
-for package in libgtest-dev libgmock-dev slurmctld slurmd slurm-client patchelf; do
+for package in libgtest-dev libgmock-dev slurmctld slurmd slurm-client patchelf iproute2 nftables strace faketime; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || needed+=("$package")
 done
 if [ ${#needed[@]} -gt 0 ]; then

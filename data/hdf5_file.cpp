@@ -76,6 +76,9 @@ std::string hdf5_cause() {
 }
 
 [[noreturn]] void broken(const std::filesystem::path& path, const std::string& what) {
+  // HDF5 hands on what the system said of a read: the file may be whole.
+  if (what.find("errno = ") != std::string::npos)
+    throw Error(ErrorKind::io, fmt::format("reading shard '{}', {}", path.string(), what));
   throw Error(ErrorKind::bad_data, fmt::format("reading shard '{}', {}", path.string(), what),
               "the file is damaged, or isn't a shard of lorashard: pack the images again");
 }

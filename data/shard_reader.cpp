@@ -1,8 +1,4 @@
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <bit>
-#include <cerrno>
 #include <cmath>
 #include <numeric>
 #include <optional>
@@ -10,6 +6,7 @@
 #include <utility>
 
 #include "data/hdf5_file.h"
+#include "data/patient_file.h"
 #include "data/shard.h"
 #include "data/shard_layout.h"
 #include "data/utf8.h"
@@ -105,17 +102,16 @@ std::vector<std::string> cut(const std::filesystem::path& path, const std::strin
 }  // namespace
 
 struct ShardReader::Impl {
+  explicit Impl(const std::filesystem::path& file_path) : path(file_path), file(file_path) {}
   std::filesystem::path path;
-  int fd = -1;
+  PatientFile file;
   uint64_t images_offset = 0, masks_offset = 0;
   std::vector<uint64_t> image_offsets, image_checksums, image_sizes;
   std::vector<std::string> captions, file_names;
   std::optional<shard_layout::Extras> extras;
   std::vector<uint64_t> first_caption;  // of each sample; only with extras
 
-  ~Impl() {
-    if (fd >= 0) close(fd);
-  }
+  void read_index_datasets();
   /// Bytes [start, start + count) of the file, which belong to sample `at`; `what` of it, for messages.
   std::vector<uint8_t> read(size_t at, const char* what, uint64_t start, uint64_t count, uint64_t checksum) const;
   void check(int64_t i) const {
@@ -124,36 +120,40 @@ struct ShardReader::Impl {
   }
 };
 
-ShardReader::ShardReader(const std::filesystem::path& path) : impl_(std::make_unique<Impl>()) {
-  const Hdf5Reader file(path,
+void ShardReader::Impl::read_index_datasets() {
+  const Hdf5Reader hdf5(path,
                         {"images", "image_offsets", "image_checksums", "image_sizes", "caption_offsets", "captions",
                          "file_name_offsets", "file_names"},
                         {"caption_counts", "repeats", "weights", "mask_offsets", "mask_checksums", "masks"});
-  if (file.read_string_attribute("format") != shard_layout::kFormat) broken(path, "attribute 'format': another format");
-  const uint64_t version = file.read_number_attribute("version");
-  const uint64_t expected = file.has_more() ? shard_layout::kVersionWithExtras : shard_layout::kVersion;
+  if (hdf5.read_string_attribute("format") != shard_layout::kFormat) broken(path, "attribute 'format': another format");
+  const uint64_t version = hdf5.read_number_attribute("version");
+  const uint64_t expected = hdf5.has_more() ? shard_layout::kVersionWithExtras : shard_layout::kVersion;
   if (version != expected) broken(path, fmt::format("attribute 'version': expected {}, found {}", expected, version));
-  const FileExtent images = file.find_contiguous("images");
-  const FileExtent masks = file.has_more() ? file.find_contiguous("masks") : FileExtent{};
-  Index index = read_index(file);
-  check_index(path, file, index, images.bytes, masks.bytes);
+  const FileExtent images = hdf5.find_contiguous("images");
+  const FileExtent masks = hdf5.has_more() ? hdf5.find_contiguous("masks") : FileExtent{};
+  Index index = read_index(hdf5);
+  check_index(path, hdf5, index, images.bytes, masks.bytes);
 
-  impl_->path = path;
-  impl_->images_offset = images.offset;
-  impl_->masks_offset = masks.offset;
+  images_offset = images.offset;
+  masks_offset = masks.offset;
   if (index.extras) {
     const std::vector<uint64_t>& counts = index.extras->caption_counts;
-    impl_->first_caption.resize(counts.size());
-    std::exclusive_scan(counts.begin(), counts.end(), impl_->first_caption.begin(), uint64_t{0});
+    first_caption.resize(counts.size());
+    std::exclusive_scan(counts.begin(), counts.end(), first_caption.begin(), uint64_t{0});
   }
-  impl_->extras = std::move(index.extras);
-  impl_->captions = cut(path, "captions", index.captions, index.caption_offsets);
-  impl_->file_names = cut(path, "file_names", index.file_names, index.file_name_offsets);
-  impl_->image_offsets = std::move(index.image_offsets);
-  impl_->image_checksums = std::move(index.image_checksums);
-  impl_->image_sizes = std::move(index.image_sizes);
-  impl_->fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (impl_->fd < 0) throw errno_error(fmt::format("opening shard '{}'", path.string()), true);
+  extras = std::move(index.extras);
+  captions = cut(path, "captions", index.captions, index.caption_offsets);
+  file_names = cut(path, "file_names", index.file_names, index.file_name_offsets);
+  image_offsets = std::move(index.image_offsets);
+  image_checksums = std::move(index.image_checksums);
+  image_sizes = std::move(index.image_sizes);
+}
+
+ShardReader::ShardReader(const std::filesystem::path& path) {
+  try_patiently([&] {
+    impl_ = std::make_unique<Impl>(path);
+    impl_->read_index_datasets();
+  });
 }
 
 ShardReader::~ShardReader() = default;
@@ -211,16 +211,16 @@ std::vector<uint8_t> ShardReader::Impl::read(size_t at, const char* what, uint64
     return fmt::format("reading shard '{}', {}sample {} ('{}')", path.string(), what, at, file_names[at]);
   };
   std::vector<uint8_t> bytes(count);
-  for (size_t done = 0; done < bytes.size();) {
-    const ssize_t n = pread(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(start + done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw errno_error(where());
-    if (n == 0)
-      throw Error(ErrorKind::bad_data,
-                  fmt::format("{}: expected {} bytes, found {}: the file is cut short", where(), bytes.size(), done),
-                  "pack the images again");
-    done += static_cast<size_t>(n);
+  size_t found = 0;
+  try {
+    found = file.read(bytes.data(), bytes.size(), start);
+  } catch (const Error& error) {
+    throw Error(error.kind(), fmt::format("{}: {}", where(), error.message()), error.hint(), error.os_error());
   }
+  if (found < bytes.size())
+    throw Error(ErrorKind::bad_data,
+                fmt::format("{}: expected {} bytes, found {}: the file is cut short", where(), bytes.size(), found),
+                "pack the images again");
   if (shard_layout::checksum(bytes.data(), bytes.size()) != checksum)
     throw Error(ErrorKind::bad_data, fmt::format("{}: the checksum of its bytes differs", where()),
                 "the file was damaged after it was written: pack the images again, and look at the disk");

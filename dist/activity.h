@@ -17,6 +17,12 @@ struct Activity {
   std::atomic<uint64_t> number{0};    ///< collectives entered so far; the same call has the same number on every rank
   std::atomic<uint64_t> progress{0};  ///< grows whenever a collective is entered, left, or gets a piece further
   std::atomic<bool> long_work{false};  ///< at something that takes its time (a picture): nobody calls it late
+  std::atomic<int64_t> micro_batches{0}, work_us{0};  ///< done so far, and the time that took: dist/pace_monitor.h
+
+  void did_work(int64_t more_micro_batches, double seconds) {
+    micro_batches.fetch_add(more_micro_batches, std::memory_order_relaxed);
+    work_us.fetch_add(static_cast<int64_t>(seconds * 1e6), std::memory_order_relaxed);
+  }
 };
 
 /// Of this process: it is one rank.

@@ -77,7 +77,8 @@ std::vector<bool> any_rank(Communicator& communicator, const std::vector<bool>& 
   return std::vector<bool>(count, count + mine.size());
 }
 
-void require_same(Communicator& communicator, const std::string& what, const std::string& value) {
+void require_same(Communicator& communicator, const std::string& what, const std::string& value,
+                  const std::string& hint) {
   // Hashes first: the values may be long, and are the same nearly always.
   const auto hashes = communicator.all_gather(sha256(value));
   std::string others;
@@ -92,7 +93,7 @@ void require_same(Communicator& communicator, const std::string& what, const std
   throw AgreedError(Error(ErrorKind::usage,
                           fmt::format("{} differs between rank 0 and rank {}; first at {}", what, others,
                                       first_difference(values[0], values[*first], 0, static_cast<int>(*first))),
-                          "start every rank with the same program, recipe and files"),
+                          hint),
                     communicator.world());
 }
 

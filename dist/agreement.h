@@ -32,7 +32,9 @@ bool any_rank(Communicator& communicator, bool mine);
 std::vector<bool> any_rank(Communicator& communicator, const std::vector<bool>& mine);
 
 /// Throws the same AgreedError(usage) on every rank unless `value` is the same text on all; the message names `what`, the ranks
-/// and the first line that differs. Collective. For recipes, binaries, packs and bases that must match.
-void require_same(Communicator& communicator, const std::string& what, const std::string& value);
+/// and the first line that differs. Collective. For recipes, binaries, packs and bases that must match. `hint`: what to
+/// do about it, where the usual one doesn't say.
+void require_same(Communicator& communicator, const std::string& what, const std::string& value,
+                  const std::string& hint = "start every rank with the same program, recipe and files");
 
 }  // namespace lorashard

@@ -22,6 +22,7 @@
 #include "dist/error.h"
 #include "dist/line_socket.h"
 #include "dist/log.h"
+#include "dist/pace_monitor.h"
 
 namespace lorashard {
 namespace {
@@ -41,20 +42,25 @@ std::string random_token() {
 
 Beat beat_of_this_rank() {
   const Activity& mine = activity();
-  return {.step = mine.step, .collective = mine.collective, .number = mine.number, .progress = mine.progress,
-          .long_work = mine.long_work};
+  return {.step = mine.step,
+          .collective = mine.collective,
+          .number = mine.number,
+          .progress = mine.progress,
+          .long_work = mine.long_work,
+          .micro_batches = mine.micro_batches,
+          .work_us = mine.work_us};
 }
 
 std::string print_beat(const Beat& beat) {
-  return fmt::format("beat {} {} {} {} {}", beat.step, static_cast<int>(beat.collective), beat.number, beat.progress,
-                     static_cast<int>(beat.long_work));
+  return fmt::format("beat {} {} {} {} {} {} {}", beat.step, static_cast<int>(beat.collective), beat.number, beat.progress,
+                     static_cast<int>(beat.long_work), beat.micro_batches, beat.work_us);
 }
 
 bool parse_beat(const std::string& line, Beat& beat) {
   int collective = 0, long_work = 0;
   std::istringstream words(line);
   std::string word;
-  words >> word >> beat.step >> collective >> beat.number >> beat.progress >> long_work;
+  words >> word >> beat.step >> collective >> beat.number >> beat.progress >> long_work >> beat.micro_batches >> beat.work_us;
   if (!words || word != "beat" || collective < 0 || collective > static_cast<int>(Collective::finalize)) return false;
   beat.collective = static_cast<Collective>(collective);
   beat.long_work = long_work != 0;
@@ -84,8 +90,9 @@ struct Invitation {
   std::vector<std::string> addresses;
 
   std::string print() const {
-    std::string text = fmt::format("{} {} {} {} {} {}", hostname, token, port, options.collective_timeout_s,
-                                   options.heartbeat_s, options.straggler_warning_s);
+    std::string text = fmt::format("{} {} {} {} {} {} {} {}", hostname, token, port, options.collective_timeout_s,
+                                   options.heartbeat_s, options.straggler_warning_s, options.straggler_pace,
+                                   options.work_timeout_s);
     for (const std::string& address : addresses) text += " " + address;
     return text;
   }
@@ -93,7 +100,7 @@ struct Invitation {
     Invitation out;
     std::istringstream words(text);
     words >> out.hostname >> out.token >> out.port >> out.options.collective_timeout_s >> out.options.heartbeat_s >>
-        out.options.straggler_warning_s;
+        out.options.straggler_warning_s >> out.options.straggler_pace >> out.options.work_timeout_s;
     for (std::string address; words >> address;) out.addresses.push_back(address);
     return out;
   }
@@ -168,6 +175,7 @@ class Health::Watch {
       if (world_.rank == 0 || rank == 0) watched.push_back(rank);
     }
     HeartMonitor monitor(places_, watched, options_, now());
+    PaceMonitor paces(places_, options_.straggler_pace);
     const double tick = std::clamp(options_.heartbeat_s / 4, 0.01, 0.25);
     double last_tick = now(), next_beat = last_tick;
     while (!leaving_) {
@@ -176,12 +184,17 @@ class Health::Watch {
       if (time - last_tick > tick + kAsleepSeconds) monitor.forgive(time - last_tick);
       last_tick = time;
       accept_ranks();
-      for (auto& [rank, peer] : peers_) hear(rank, peer, monitor, time);
+      for (auto& [rank, peer] : peers_) hear(rank, peer, monitor, paces, time);
       if (time >= next_beat) {
         for (auto& [rank, peer] : peers_) peer.send(print_beat(beat_of_this_rank()));
         next_beat = time + options_.heartbeat_s;
       }
-      if (world_.rank == 0) monitor.beat(0, beat_of_this_rank(), time);
+      if (world_.rank == 0) {
+        const Beat mine = beat_of_this_rank();
+        monitor.beat(0, mine, time);
+        paces.beat(0, mine);
+        for (const std::string& text : paces.judge()) say(log::Level::warning, text);
+      }
       act_on(monitor.judge(time));
     }
     for (auto& [rank, peer] : peers_) peer.send("bye");
@@ -217,11 +230,12 @@ class Health::Watch {
     std::erase_if(guests_, [](const LineSocket& guest) { return guest.descriptor() < 0 || guest.is_closed(); });
   }
 
-  void hear(int rank, LineSocket& peer, HeartMonitor& monitor, double time) {
+  void hear(int rank, LineSocket& peer, HeartMonitor& monitor, PaceMonitor& paces, double time) {
     for (const std::string& line : peer.receive()) {
       Beat beat;
       if (parse_beat(line, beat)) {
         monitor.beat(rank, beat, time);
+        paces.beat(rank, beat);
       } else if (line == "bye") {
         monitor.left(rank);
       } else if (line.starts_with("end ")) {

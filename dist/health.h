@@ -1,6 +1,7 @@
 // Never hang: a heartbeat beside MPI, since a rank that waits in MPI can't speak and Open MPI doesn't notice a rank
 // that was stopped. A thread of each rank tells rank 0 over TCP every heartbeat_s what the rank is doing, and rank 0
-// answers with its own beat. Rank 0 judges all ranks, the others judge rank 0 (the rules: dist/heart_monitor.h). Who
+// answers with its own beat. Rank 0 judges all ranks, the others judge rank 0 (the rules: dist/heart_monitor.h; who is
+// slow: dist/pace_monitor.h). Who
 // finds that a rank is lost, or that all are stuck, tells the others why; each logs it and leaves with exit code 76.
 #pragma once
 #include <memory>

@@ -109,6 +109,10 @@ std::string HeartMonitor::end_of_lost(double now) const {
     } else if (silent > options_.collective_timeout_s) {
       why = fmt::format("no heartbeat for {:.1f} s (collective_timeout_s = {:g}); it was {}", silent,
                         options_.collective_timeout_s, last_seen(rank));
+    } else if (const Rank* waiting = options_.work_timeout_s > 0 ? longest_waiting_for(rank) : nullptr;
+               waiting != nullptr && now - waiting->entered > options_.work_timeout_s) {
+      why = fmt::format("it beats, but the others have waited for it in {} for {:.1f} s (work_timeout_s = {:g}); it was {}",
+                        name_of(waiting->beat.collective), now - waiting->entered, options_.work_timeout_s, last_seen(rank));
     }
     if (!why.empty()) lost += fmt::format("{}{} is lost: {}", lost.empty() ? "" : "\n", rank.place, why);
   }

@@ -2,7 +2,7 @@
 // clock, no socket: time is what the caller says, in seconds, so that every rule can be tested.
 //
 // The rules. A rank that beats and is not in a collective works: the others wait for it as long as it takes, with one
-// warning unless it says that its work is long. A rank that is silent for collective_timeout_s (stopped, hung host, cut network), or whose connection is
+// warning unless it says that its work is long, or for work_timeout_s where that is set. A rank that is silent for collective_timeout_s (stopped, hung host, cut network), or whose connection is
 // closed for kClosedGrace (its process is gone), is lost. When every rank beats and every one has been in a collective
 // for collective_timeout_s without any getting further, nobody will end it. Lost and stuck end the run.
 #pragma once
@@ -18,6 +18,8 @@ struct HealthOptions {
   double collective_timeout_s = 60;
   double heartbeat_s = 1;
   double straggler_warning_s = 5;
+  double straggler_pace = 1.5;  ///< 0: slow ranks are not reported
+  double work_timeout_s = 0;    ///< 0: a rank that works is waited for as long as it takes
 };
 
 /// What one heartbeat says.
@@ -26,6 +28,7 @@ struct Beat {
   Collective collective = Collective::none;
   uint64_t number = 0, progress = 0;
   bool long_work = false;
+  int64_t micro_batches = 0, work_us = 0;
 };
 
 class HeartMonitor {

@@ -1,14 +1,22 @@
 #include "dist/machine.h"
 
 #include <ATen/Version.h>
+#include <elf.h>
+#include <fmt/core.h>
+#include <link.h>
 #include <mpi.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <string_view>
+
+#include "dist/durable_file.h"
+#include "dist/sha256.h"
 
 namespace lorashard {
 namespace {
@@ -52,7 +60,71 @@ std::string in_path(const std::string& program) {
   return "";
 }
 
+/// The linker's hash of what it wrote, from the note of the program itself; empty where there is none.
+std::string build_id() {
+  std::string id;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* result) {
+        for (int i = 0; i < info->dlpi_phnum; ++i) {
+          if (info->dlpi_phdr[i].p_type != PT_NOTE) continue;
+          const char* at = reinterpret_cast<const char*>(info->dlpi_addr + info->dlpi_phdr[i].p_vaddr);
+          const char* const end = at + info->dlpi_phdr[i].p_memsz;
+          while (at + sizeof(ElfW(Nhdr)) <= end) {
+            ElfW(Nhdr) note;
+            std::memcpy(&note, at, sizeof note);
+            const char* const name = at + sizeof note;
+            const char* const content = name + ((note.n_namesz + 3) & ~3u);
+            if (note.n_type == NT_GNU_BUILD_ID && std::string_view(name, note.n_namesz) == std::string_view("GNU", 4)) {
+              for (uint32_t k = 0; k < note.n_descsz; ++k) {
+                *static_cast<std::string*>(result) += fmt::format("{:02x}", static_cast<unsigned char>(content[k]));
+              }
+            }
+            at = content + ((note.n_descsz + 3) & ~3u);
+          }
+        }
+        return 1;  // the program comes first; the libraries after it are not asked
+      },
+      &id);
+  return id;
+}
+
+/// Of the processor's features, those that kernels choose by.
+std::string vector_features() {
+  std::istringstream all(value_of("/proc/cpuinfo", "flags"));
+  std::string found;
+  for (std::string feature; all >> feature;) {
+    const bool chosen_by = feature.starts_with("avx") || feature.starts_with("amx") || feature == "fma" || feature == "f16c" ||
+                           feature == "bmi2" || feature == "sse4_2";
+    if (chosen_by) found += (found.empty() ? "" : " ") + feature;
+  }
+  return found;
+}
+
 }  // namespace
+
+std::string describe_program() {
+  std::string build = build_id();
+  if (build.empty()) build = sha256(read_file("/proc/self/exe"));
+  std::string text = fmt::format("program: {}\n", build);
+  std::istringstream config(at::show_config());
+  for (std::string line; std::getline(config, line);) {
+    // Of this host, not of the build: describe_arithmetic() has it.
+    if (line.find("CPU capability usage") == line.npos) text += line + "\n";
+  }
+  return text;
+}
+
+std::string describe_arithmetic() {
+  std::string text = fmt::format("processor: {}, family {}, model {}\ninstruction set in use: {}\nfeatures: {}\n",
+                                 value_of("/proc/cpuinfo", "model name"), value_of("/proc/cpuinfo", "cpu family"),
+                                 value_of("/proc/cpuinfo", "model\t"), at::get_cpu_capability(), vector_features());
+  for (const char* name : {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
+                           "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE"}) {
+    const char* value = std::getenv(name);
+    text += fmt::format("{}: {}\n", name, value == nullptr ? "not set" : value);
+  }
+  return text;
+}
 
 Machine this_machine() {
   return {.processor = value_of("/proc/cpuinfo", "model name"),

@@ -16,4 +16,10 @@ struct Machine {
 
 Machine this_machine();
 
+/// What must be the same on all ranks: the build of this program and of LibTorch, one a line.
+std::string describe_program();
+/// What may change the last bit of a result, one a line: the processor's model, the instruction sets it offers and the
+/// one LibTorch uses, and the variables of the environment by which the libraries' choice can be forced.
+std::string describe_arithmetic();
+
 }  // namespace lorashard

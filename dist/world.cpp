@@ -37,6 +37,19 @@ std::string this_host() {
   return gethostname(name, sizeof name - 1) == 0 ? name : "localhost";
 }
 
+/// A process that knows of no launcher but inherited the variables of one (or was given wrong ones) would be a world of
+/// its own, and several such would each take themselves for rank 0.
+void require_world_of_launcher(const World& world) {
+  const char* size = std::getenv("OMPI_COMM_WORLD_SIZE");
+  const char* name = "OMPI_COMM_WORLD_SIZE";
+  if (size == nullptr) size = std::getenv(name = "SLURM_STEP_NUM_TASKS");
+  if (size == nullptr || std::atoi(size) <= world.world_size) return;
+  throw Error(ErrorKind::usage,
+              fmt::format("starting MPI: expected {} ranks ({}), found {}: this one is rank {} of them", size, name,
+                          world.world_size, world.rank),
+              "start all ranks by one mpirun or srun --mpi=pmix; outside of them, unset that variable");
+}
+
 void check(int code, const char* call) {
   if (code == MPI_SUCCESS) return;
   char text[MPI_MAX_ERROR_STRING];
@@ -60,6 +73,7 @@ MpiSession::MpiSession(int* argc, char*** argv) {
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   check(MPI_Comm_rank(MPI_COMM_WORLD, &world_.rank), "MPI_Comm_rank");
   check(MPI_Comm_size(MPI_COMM_WORLD, &world_.world_size), "MPI_Comm_size");
+  require_world_of_launcher(world_);
   MPI_Comm host = MPI_COMM_NULL;
   check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, world_.rank, MPI_INFO_NULL, &host),
         "MPI_Comm_split_type");

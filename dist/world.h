@@ -15,7 +15,8 @@ struct World {
 };
 
 /// RAII over MPI_Init_thread (MPI_THREAD_SERIALIZED) and MPI_Finalize. One per process, made by main().
-/// Throws Error(rank_lost) when MPI cannot be initialised.
+/// Throws Error(rank_lost) when MPI cannot be initialised, Error(usage) where the environment tells of other ranks that
+/// MPI doesn't know.
 class MpiSession {
  public:
   MpiSession(int* argc, char*** argv);

@@ -9,6 +9,8 @@
 #include "dist/error.h"
 #include "dist/health.h"
 #include "dist/log.h"
+#include "dist/machine.h"
+#include "dist/start_deadline.h"
 #include "dist/stop_request.h"
 #include "dist/world.h"
 #include "launch/commands.h"
@@ -24,15 +26,19 @@ NcclOptions nccl_options(const Recipe& recipe) {
 }
 
 void train(const std::string& recipe_path, const std::vector<std::string>& overrides, const World& world,
-           std::unique_ptr<Health>& health) {
+           std::unique_ptr<Health>& health, StartDeadline& deadline) {
   const std::unique_ptr<Communicator> communicator = make_cpu_communicator(world);  // on GPUs: the control plane
   install_stop_handlers();
   Recipe recipe;
   run_agreed(*communicator, "reading the recipe", [&] { recipe = load_recipe(recipe_path, overrides); });
+  require_same(*communicator, "the program", describe_program());
   health = std::make_unique<Health>(*communicator,
                                     HealthOptions{.collective_timeout_s = recipe.distributed.collective_timeout_s,
                                                   .heartbeat_s = recipe.distributed.heartbeat_s,
-                                                  .straggler_warning_s = recipe.distributed.straggler_warning_s});
+                                                  .straggler_warning_s = recipe.distributed.straggler_warning_s,
+                                                  .straggler_pace = recipe.distributed.straggler_pace,
+                                                  .work_timeout_s = recipe.distributed.work_timeout_s});
+  deadline.met();
   recipe.distributed.device = choose_device(*communicator, recipe.distributed.device);
   if (recipe.distributed.device == "cpu") {
     Trainer(recipe, *communicator).train();
@@ -42,17 +48,27 @@ void train(const std::string& recipe_path, const std::vector<std::string>& overr
   Trainer(recipe, *gpu.communicator, gpu.device).train();
 }
 
+// Before there is any rank to agree with; a recipe that is wrong is told of later, once.
+double start_timeout_of(const std::string& recipe_path, const std::vector<std::string>& overrides) {
+  try {
+    return load_recipe(recipe_path, overrides).distributed.start_timeout_s;
+  } catch (const Error&) {
+    return Recipe().distributed.start_timeout_s;
+  }
+}
+
 // An error all ranks know of ends them together, after MPI_Finalize. One that a rank met alone would leave the others
 // waiting for it: it takes them down.
 void train_as_rank(const std::string& recipe_path, const std::vector<std::string>& overrides) {
   std::optional<AgreedError> agreed;
   std::unique_ptr<Health> health;  // outlives the session: MPI_Finalize waits for every rank
+  StartDeadline deadline(start_timeout_of(recipe_path, overrides));
   {
     MpiSession session(nullptr, nullptr);
     const World& world = session.world();
     log::set_rank(world.rank, world.world_size);
     try {
-      train(recipe_path, overrides, world, health);
+      train(recipe_path, overrides, world, health, deadline);
     } catch (const AgreedError& error) {
       agreed = error;
     } catch (const Error& error) {

@@ -106,6 +106,9 @@ struct Recipe {
     double collective_timeout_s = 60;  ///< 0: no heartbeat
     double heartbeat_s = 1;
     double straggler_warning_s = 5;
+    double straggler_pace = 1.5;   ///< 0: slow ranks are not reported
+    double work_timeout_s = 0;     ///< 0: as long as it takes
+    double start_timeout_s = 120;  ///< 0: for ever
     int64_t digest_steps = 100;  ///< 0: never
   } distributed;
   struct Optimizer {

@@ -62,6 +62,14 @@ void add_train_fields(Fields& f, Recipe& r) {
                "Seconds between two heartbeats of a rank. At most a third of collective_timeout_s."});
   f.push_back({"distributed", "straggler_warning_s", &r.distributed.straggler_warning_s, seconds_above_zero(), kFree,
                "Seconds that the others wait for a rank before a warning names it."});
+  f.push_back({"distributed", "straggler_pace", &r.distributed.straggler_pace, between(0, 1000), kFree,
+               "A rank whose micro-batches take so many times as long as those of the others, over ten steps, is named in a "
+               "warning. 0: never."});
+  f.push_back({"distributed", "work_timeout_s", &r.distributed.work_timeout_s, between(0, kMostSeconds), kFree,
+               "Seconds that the others wait for a rank that beats but doesn't come, as one whose disk never answers; then the run "
+               "ends with exit code 76. 0: as long as it takes. More than a step, and than packing and loading, may take."});
+  f.push_back({"distributed", "start_timeout_s", &r.distributed.start_timeout_s, between(0, kMostSeconds), kFree,
+               "Seconds that a rank waits at the start until all ranks are there, else it ends with exit code 76. 0: for ever."});
   f.push_back({"distributed", "digest_steps", &r.distributed.digest_steps, between(0, kMostSteps), kFree,
                "Every so many steps the ranks compare hashes of the adapter's weights; a difference ends the run with exit "
                "code 70. 0: never."});

@@ -149,14 +149,15 @@ enum class Verdict { live, ending, gone, unknown };
 /// What process tables and Slurm tell; unknown: only the heartbeat can.
 Verdict judge(const Holder& holder, const nlohmann::json& us) {
   const auto same = [&](const char* key) { return !holder.text(key).empty() && holder.text(key) == us.at(key); };
+  // Slurm starts a job again when it takes the start before for lost, as when slurmd died and the ranks live on: these
+  // have to go, and require_held() tells them.
+  const bool requeued = same("slurm_job_id") && number_or_zero(holder.text("slurm_restart_count")) <
+                                                    number_or_zero(us.at("slurm_restart_count").get<std::string>());
+  if (requeued) return Verdict::gone;
   if (holder.pid() > 0 && same("boot_id") && same("pid_namespace")) {
     return is_alive(holder.pid(), holder.text("start_ticks")) ? Verdict::ending : Verdict::gone;
   }
-  const std::string job = holder.text("slurm_job_id");
-  const bool requeued = !job.empty() && job == us.at("slurm_job_id") &&
-                        number_or_zero(holder.text("slurm_restart_count")) <
-                            number_or_zero(us.at("slurm_restart_count").get<std::string>());
-  return requeued ? Verdict::gone : Verdict::unknown;
+  return Verdict::unknown;
 }
 
 /// Watches one holder's heartbeat for as long as that takes.

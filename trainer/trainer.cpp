@@ -63,7 +63,12 @@ void Trainer::train() {
       metrics.checkpoint_snapshot_ms = timing.snapshot_ms;
     }
     metrics.wall_s = seconds_since(start);
-    if (metrics_) checkpoint_writer_->guard([&] { metrics_->write(metrics); });
+    if (metrics_) {
+      checkpoint_writer_->guard([&] {
+        lease_->require_held();
+        metrics_->write(metrics);
+      });
+    }
     refuse_if_diverged();
     if (write_failed) finish_checkpoints();
     if (due && checkpoint_writer_) checkpoint_writer_->start();
@@ -122,6 +127,7 @@ StepMetrics Trainer::train_step(int64_t step) {
     feed_->prefetch();
     trace_->micro_batch(step, batch, conditioning, out);
   }
+  activity().did_work(micro_batches_per_step_, seconds_since(start));
 
   const std::vector<double> lrs = learning_rates_of(recipe_, optimizer_->groups(), optimizer_->updates());
   metrics.lr = lrs.front();

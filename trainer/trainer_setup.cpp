@@ -8,6 +8,7 @@
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
+#include "dist/machine.h"
 #include "trainer/first_use_pack.h"
 #include "trainer/lora_setup.h"
 #include "trainer/make_optimizer.h"
@@ -27,6 +28,11 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator, at::Device device)
       loss_scale_(recipe_.train.mixed_precision == "fp16", static_cast<double>(recipe_.train.initial_loss_scale),
                   recipe_.train.loss_scale_growth_interval) {
   require_same(communicator_, "the recipe", print_recipe(recipe_));
+  if (recipe_.train.deterministic) {
+    require_same(communicator_, "the processor", describe_arithmetic(),
+                 "deterministic = true needs processors of one kind: use such hosts only (Slurm: --sbatch=--constraint=...), or "
+                 "train.deterministic = false");
+  }
   run_agreed(communicator_, "starting the training", [&] {
     if (!is_main()) return;
     prepare_output_dir(output_dir_);

@@ -16,7 +16,8 @@ const HealthOptions kOptions{.collective_timeout_s = 60, .heartbeat_s = 1, .stra
 // Three ranks; time goes on in heartbeats.
 class Ranks {
  public:
-  Ranks() : monitor({"rank 0 (a)", "rank 1 (b)", "rank 2 (c)"}, {0, 1, 2}, kOptions, 0) {}
+  explicit Ranks(const HealthOptions& options = kOptions)
+      : monitor({"rank 0 (a)", "rank 1 (b)", "rank 2 (c)"}, {0, 1, 2}, options, 0) {}
 
   // One heartbeat of those that beat, and the verdict after it.
   HeartMonitor::Verdict tick() {
@@ -83,6 +84,17 @@ TEST(HeartMonitor, ARankThatWorksIsWaitedForAsLongAsItTakesWithOneWarning) {
   ranks.enter(1, Collective::barrier);
   EXPECT_THAT(ranks.run(4).warnings, IsEmpty());
   EXPECT_THAT(ranks.run(4).warnings, ElementsAre(HasSubstr("barrier"), HasSubstr("rank 2 (c)")));
+}
+
+TEST(HeartMonitor, ARankThatBeatsButNeverComesIsLostAfterTheTimeOfItsOwn) {
+  HealthOptions options = kOptions;
+  options.work_timeout_s = 600;
+  Ranks ranks(options);
+  ranks.enter(0, Collective::all_reduce);
+  ranks.enter(2, Collective::all_reduce);
+  EXPECT_EQ(ranks.run(600).end, "");
+  EXPECT_THAT(ranks.run(2).end, AllOf(HasSubstr("rank 1 (b) is lost: it beats"), HasSubstr("all_reduce for 60"),
+                                      HasSubstr("work_timeout_s = 600"), Not(HasSubstr("rank 0"))));
 }
 
 TEST(HeartMonitor, ASilentRankIsLostAfterTheTimeoutAndNotBefore) {

@@ -156,12 +156,16 @@ class Cluster:
                     found.append(int(name))
         return found
 
+    def kill_daemon(self, node):
+        """slurmd alone: the ranks it started live on, and Slurm takes the node for lost."""
+        self.daemons[node].kill()
+        self.daemons[node].wait()
+
     def lose(self, node):
         """The node as if its power were cut: slurmd, the steps' daemons and all ranks on it are killed."""
         ranks = [pid for job_id in self.sh("squeue -h -t R -o %A").split() for pid in self.ranks(job_id, node)]
         parents = {int(open(f"/proc/{pid}/stat", encoding="utf-8").read().rsplit(") ", 1)[1].split()[1]) for pid in ranks}
-        self.daemons[node].kill()
-        self.daemons[node].wait()
+        self.kill_daemon(node)
         for pid in [*parents, *ranks]:
             os.kill(pid, signal.SIGKILL)
 

@@ -155,6 +155,44 @@ def test_preempted_by_a_more_urgent_job_it_goes_on_afterwards_with_the_same_byte
     assert adapter_hash(work / "preempted") == undisturbed_hash(work, "preempted-undisturbed", train__max_train_steps=done + 10)
 
 
+def test_requeued_by_an_administrator_it_saves_and_goes_on_with_the_same_bytes(cluster, work):
+    job_id = cluster.submit(recipe(work, "requeued", train__max_train_steps=FOR_EVER), "--slurm", "--nodes", 2)
+    wait_for_step(cluster, work, "requeued", 3)
+    assert cluster.sh(f"scontrol requeue {job_id}") == ""
+    wait_for_line(cluster, work, "requeued", job_id, "it is Slurm that ends this start")
+    done = steps_done(work, "requeued")
+    recipe(work, "requeued", train__max_train_steps=done + 10)
+    assert (work / "requeued" / f"checkpoint-{done}").exists()
+    assert cluster.wait_for_end(job_id) == "COMPLETED" and cluster.job(job_id)["Restarts"] == "1"
+    assert f"start 2, 2 ranks on n[1-2], from step {done}" in log(work, "requeued", job_id)
+    assert [line["global_step"] for line in metrics(work / "requeued")] == list(range(1, done + 11))
+    assert adapter_hash(work / "requeued") == undisturbed_hash(work, "requeued-undisturbed", train__max_train_steps=done + 10)
+
+
+def test_ranks_that_outlive_their_slurmd_give_way_to_the_next_start(cluster, work):
+    """Slurm queues the job again while the ranks of the start before still train: two copies, one of which may write."""
+    path = recipe(work, "outlived", train__max_train_steps=FOR_EVER, checkpoint__checkpointing_steps=5)
+    job_id = cluster.submit(path, "--slurm", "--nodes", 1, "--ranks-per-node", 2)
+    cluster.wait_for(lambda: (work / "outlived" / "checkpoint-5").exists(), 60, "the first checkpoint is there")
+    node = cluster.job(job_id)["NodeList"]
+    before = cluster.ranks(job_id, node)
+    cluster.kill_daemon(node)
+    wait_for_line(cluster, work, "outlived", job_id, "took the run folder over from", 120)
+    cluster.wait_for(lambda: not set(before) & set(cluster.ranks(job_id)), 60, "the ranks of the first start are gone")
+    done = steps_done(work, "outlived")
+    wait_for_step(cluster, work, "outlived", done + 2)
+    cluster.start_node(node)
+    recipe(work, "outlived", train__max_train_steps=steps_done(work, "outlived") + 40)
+    assert cluster.sh(f"scontrol requeue {job_id}") == ""  # so that it reads the recipe with the end
+    assert cluster.wait_for_end(job_id, 150) == "COMPLETED", log(work, "outlived", job_id)
+    text = log(work, "outlived", job_id)
+    assert "it is no longer this run's" in text, text
+    last = steps_done(work, "outlived")
+    assert [line["global_step"] for line in metrics(work / "outlived")] == list(range(1, last + 1))
+    assert adapter_hash(work / "outlived") == undisturbed_hash(work, "outlived-undisturbed", train__max_train_steps=last)
+    cluster.wait_for_idle_nodes()
+
+
 def lost_and_found(cluster, work, name, lose):
     """A job that loses something after its first checkpoint; returns its log once it has ended."""
     lasting = {"train__max_train_steps": 80, "checkpoint__checkpointing_steps": 20}

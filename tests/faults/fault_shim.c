@@ -1,6 +1,7 @@
 // LD_PRELOAD: makes the k-th call of one kind fail, for files whose path holds FAULT_PATH. Set by the environment
 // (FAULT_CALL, FAULT_ERRNO, FAULT_AT, FAULT_TIMES, FAULT_PATH), or from inside the process by fault_arm().
-// FAULT_ERRNO "short": write() writes a part and succeeds. Not for threads that race for the k-th call.
+// FAULT_ERRNO "short": write() writes a part and succeeds; "stall": a read waits three seconds and succeeds. Calls of
+// threads that race are counted one by one.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -14,7 +15,7 @@
 #include <unistd.h>
 
 static char call_name[32], path_part[256];
-static int fault_errno, is_short;
+static int fault_errno, is_short, is_stall;
 static long fault_at, fault_times, calls, fired;
 
 // From the `at`-th call on, `times` of them fail (0: all).
@@ -22,7 +23,15 @@ void fault_arm(const char* call, const char* error, long at, long times, const c
   snprintf(call_name, sizeof call_name, "%s", call);
   snprintf(path_part, sizeof path_part, "%s", path);
   is_short = strcmp(error, "short") == 0;
-  fault_errno = strcmp(error, "ENOSPC") == 0 ? ENOSPC : strcmp(error, "EINTR") == 0 ? EINTR : strcmp(error, "EROFS") == 0 ? EROFS : strcmp(error, "EINVAL") == 0 ? EINVAL : EIO;
+  is_stall = strcmp(error, "stall") == 0;
+  static const struct {
+    const char* name;
+    int number;
+  } known[] = {{"ENOSPC", ENOSPC}, {"EINTR", EINTR}, {"EROFS", EROFS}, {"EINVAL", EINVAL}, {"ESTALE", ESTALE}, {"ENOLCK", ENOLCK}};
+  fault_errno = EIO;
+  for (size_t i = 0; i < sizeof known / sizeof known[0]; ++i) {
+    if (strcmp(error, known[i].name) == 0) fault_errno = known[i].number;
+  }
   fault_at = at;
   fault_times = times;
   calls = fired = 0;
@@ -42,7 +51,7 @@ __attribute__((constructor)) static void arm_from_environment(void) {
 
 static int fails_path(const char* call, const char* path) {
   if (strcmp(call, call_name) != 0 || !path || !strstr(path, path_part)) return 0;
-  const long k = ++calls;
+  const long k = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
   if (k < fault_at || (fault_times && k >= fault_at + fault_times)) return 0;
   ++fired;
   errno = fault_errno;
@@ -116,6 +125,26 @@ int open64(const char* path, int flags, ...) {
   const mode_t mode = mode_of(flags, rest);
   va_end(rest);
   return fails_path(flags & O_CREAT ? "create" : "open", path) ? -1 : real(path, flags, mode);
+}
+ssize_t pread(int fd, void* data, size_t size, off_t offset) {
+  REAL(ssize_t, pread, int, void*, size_t, off_t);
+  if (fails_fd("pread", fd)) {
+    if (!is_stall) return -1;
+    sleep(3);
+  }
+  return real(fd, data, size, offset);
+}
+ssize_t pread64(int fd, void* data, size_t size, off64_t offset) {
+  REAL(ssize_t, pread64, int, void*, size_t, off64_t);
+  if (fails_fd("pread", fd)) {
+    if (!is_stall) return -1;
+    sleep(3);
+  }
+  return real(fd, data, size, offset);
+}
+int flock(int fd, int operation) {
+  REAL(int, flock, int, int);
+  return fails_fd("flock", fd) ? -1 : real(fd, operation);
 }
 ssize_t read(int fd, void* data, size_t size) {
   REAL(ssize_t, read, int, void*, size_t);

@@ -7,25 +7,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "e2e"))
-from lorashard_runs import LORASHARD, adapter_hash, lorashard, make_base, make_pack, make_pictures, write_recipe  # noqa: E402
-
-FOR_EVER = 1_000_000
-MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--quiet"]
-SOON = 60  # seconds: longer is a hang
+from fault_runs import FOR_EVER, Run, by_launch, by_mpirun, make_inputs
+from lorashard_runs import adapter_hash, lorashard, write_recipe
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hang")
-    make_pack(folder / "pack", make_pictures(folder / "pictures"))
-    make_base(folder / "base")
-    return folder
+    return make_inputs(tmp_path_factory.mktemp("hang"))
 
 
 def recipe(work, name, **overrides):
@@ -34,63 +26,14 @@ def recipe(work, name, **overrides):
     return write_recipe(work / f"{name}.toml", work / "base", work / "pack", work / name, **{**values, **overrides})
 
 
-class Run:
-    """Ranks under way, of mpirun or of launch; their stderr goes to a file."""
-
-    def __init__(self, path, launch=False, max_restarts=0):
-        self.path, self.log = path, path.with_suffix(".log")
-        by_hand = [*MPIRUN, "-n", "3", LORASHARD, "train", str(path)]
-        by_launch = [LORASHARD, "launch", str(path), "--ranks", "3", "--max-restarts", str(max_restarts)]
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(by_launch if launch else by_hand, stderr=log, stdout=log)
-
-    def ranks(self):
-        """rank -> pid."""
-        found = {}
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{name}/cmdline", "rb") as file:
-                    words = file.read().decode().split("\0")
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    rank = re.search(rb"OMPI_COMM_WORLD_RANK=(\d+)", file.read())
-            except OSError:
-                continue
-            if rank and os.path.basename(words[0]) == "lorashard" and str(self.path) in words:
-                found[int(rank[1])] = int(name)
-        return found
-
-    def wait_for(self, condition, seconds=SOON):
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
-            time.sleep(0.01)
-
-    def wait_for_step(self, step):
-        file = self.path.with_suffix("") / "metrics.jsonl"
-        self.wait_for(lambda: file.exists() and len(file.read_text().splitlines()) >= step)
-        return self.ranks()
-
-    def hurt(self, rank, sent):
-        """When the signal was sent."""
-        os.kill(self.wait_for_step(3)[rank], sent)
-        return time.monotonic()
-
-    def end(self, since=None, what=""):
-        """Exit code and what was said; no process of the run is left."""
-        code = self.process.wait(SOON)
-        if since is not None:
-            print(f"\n{what}: job over in {time.monotonic() - since:.2f} s, exit code {code}")
-        deadline = time.monotonic() + 5
-        while self.ranks():
-            assert time.monotonic() < deadline, "orphans"
-            time.sleep(0.05)
-        return code, self.log.read_text()
+def start(path, launch=False, max_restarts=0):
+    return Run(path, by_launch(path, 3, max_restarts) if launch else by_mpirun(path, 3))
 
 
 @pytest.mark.parametrize("launch", [False, True], ids=["mpirun", "launch"])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_stopped_rank_ends_the_run_with_76_and_its_name_on_all_ranks(work, rank, launch):
-    run = Run(recipe(work, f"stopped-{rank}-{launch}"), launch=launch)
+    run = start(recipe(work, f"stopped-{rank}-{launch}"), launch=launch)
     code, said = run.end(run.hurt(rank, signal.SIGSTOP), f"SIGSTOP of rank {rank}, collective_timeout_s = 3")
     assert code == 76, said
     for other in {0, 1, 2} - {rank}:
@@ -102,7 +45,7 @@ def test_a_stopped_rank_ends_the_run_with_76_and_its_name_on_all_ranks(work, ran
 def test_a_stopped_rank_is_restarted_by_launch_to_the_same_bytes(work):
     lasting = {"train__max_train_steps": 60, "checkpoint__checkpointing_steps": 10}
     lorashard("train", recipe(work, "undisturbed", **lasting))
-    run = Run(recipe(work, "restarted", **lasting), launch=True, max_restarts=1)
+    run = start(recipe(work, "restarted", **lasting), launch=True, max_restarts=1)
     run.wait_for(lambda: (work / "restarted" / "checkpoint-20").exists())
     since = time.monotonic()
     os.kill(run.ranks()[1], signal.SIGSTOP)
@@ -114,9 +57,9 @@ def test_a_stopped_rank_is_restarted_by_launch_to_the_same_bytes(work):
 def test_a_rank_that_was_stopped_for_a_while_goes_on_with_a_warning_and_the_same_bytes(work):
     lasting = {"train__max_train_steps": 60, "checkpoint__checkpointing_steps": 10, "distributed__collective_timeout_s": 30}
     lorashard("train", recipe(work, "no-pause", **lasting))
-    run = Run(recipe(work, "pause", **lasting))
+    run = start(recipe(work, "pause", **lasting))
     run.hurt(1, signal.SIGSTOP)
-    run.wait_for(lambda: "rank 1 (" in run.log.read_text())
+    run.wait_for(lambda: "rank 1 (" in run.said())
     time.sleep(1)
     os.kill(run.ranks()[1], signal.SIGCONT)
     code, said = run.end()
@@ -128,7 +71,7 @@ def test_a_rank_that_was_stopped_for_a_while_goes_on_with_a_warning_and_the_same
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_run_with_76_under_launch(work, rank):
-    run = Run(recipe(work, f"killed-{rank}", distributed__collective_timeout_s=60), launch=True)
+    run = start(recipe(work, f"killed-{rank}", distributed__collective_timeout_s=60), launch=True)
     code, said = run.end(run.hurt(rank, signal.SIGKILL), f"SIGKILL of rank {rank}")
     assert code == 76 and "killed by signal 9" in said, said
 
@@ -161,7 +104,7 @@ def test_a_rank_that_leaves_without_a_word_ends_the_run(work, leaver, monkeypatc
     now = work / f"leave-{code}"
     for name, value in {"LD_PRELOAD": leaver, "LEAVER": 1, "LEAVER_NOW": now, "LEAVER_CODE": code}.items():
         monkeypatch.setenv(name, str(value))
-    run = Run(recipe(work, f"leaves-{code}", distributed__collective_timeout_s=60), launch=True)
+    run = start(recipe(work, f"leaves-{code}", distributed__collective_timeout_s=60), launch=True)
     run.wait_for_step(3)
     since = time.monotonic()
     now.touch()
@@ -170,7 +113,7 @@ def test_a_rank_that_leaves_without_a_word_ends_the_run(work, leaver, monkeypatc
 
 
 def test_all_ranks_stopped_and_let_go_on_blame_nobody(work):
-    run = Run(recipe(work, "all-paused", train__max_train_steps=40))
+    run = start(recipe(work, "all-paused", train__max_train_steps=40))
     ranks = run.wait_for_step(3).values()
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
@@ -182,14 +125,14 @@ def test_all_ranks_stopped_and_let_go_on_blame_nobody(work):
 
 
 def test_a_rank_that_aborts_ends_the_run_and_keeps_its_code(work):
-    run = Run(recipe(work, "aborts"))
+    run = start(recipe(work, "aborts"))
     code, said = run.end(run.hurt(1, signal.SIGABRT), "SIGABRT of rank 1")
     assert code == 128 + signal.SIGABRT, said
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_rank_stopped_before_the_first_step_is_found_too(work, rank):
-    run = Run(recipe(work, f"early-{rank}"))
+    run = start(recipe(work, f"early-{rank}"))
     run.wait_for(lambda: len(run.ranks()) == 3 and (work / f"early-{rank}").exists())
     since = time.monotonic()
     os.kill(run.ranks()[rank], signal.SIGSTOP)

@@ -201,6 +201,20 @@ TEST(RunLease, ARequeuedSlurmJobTakesItsOwnLeaseOver) {
   unsetenv("SLURM_RESTART_COUNT");
 }
 
+TEST(RunLease, ARequeuedSlurmJobTakesItFromAStartThatLivesOnAndThatOneMayNotWrite) {
+  const TempDir run;
+  setenv("SLURM_JOB_ID", "17", 1);
+  setenv("SLURM_RESTART_COUNT", "0", 1);
+  const RunLease first(run.path(), kQuick);
+  EXPECT_NE(refusal(run.path()), std::nullopt) << "the same start of the same job";
+  setenv("SLURM_RESTART_COUNT", "1", 1);
+  const RunLease second(run.path(), kQuick);
+  EXPECT_NO_THROW(second.require_held());
+  EXPECT_THROW(first.require_held(), Error);
+  unsetenv("SLURM_JOB_ID");
+  unsetenv("SLURM_RESTART_COUNT");
+}
+
 TEST(RunLease, ALeaseThatIsNoLeaseIsTakenOverLikeOneWithoutAHeartbeat) {
   for (const char* text : {"", "[]", "{\"pid\": \"x\"}", "\xff\xfe{"}) {
     const TempDir run;
