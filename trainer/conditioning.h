@@ -17,7 +17,7 @@ struct Conditioning {
   at::Tensor add_time_ids;           ///< SDXL: fp32 [B, 6]; otherwise undefined
 };
 
-/// With `train_text_encoder` the text encoder runs on the whole micro-batch at once, frozen or not: gradients flow back into it.
+/// With `train_text_encoder` the text encoder runs on the whole micro-batch at once, and gradients flow back into it.
 Conditioning encode(const StableDiffusion& base, const Batch& batch, bool deterministic, bool train_text_encoder = false);
 
 /// compute_time_ids() of train_text_to_image_lora_sdxl.py: original height, width; crop top, left; target height, width.
