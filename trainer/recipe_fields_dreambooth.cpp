@@ -19,8 +19,9 @@ void add_dreambooth_fields(Fields& f, Recipe& r) {
                "Train a class picture beside each instance picture, so that the class stays what it was. Batch sizes "
                "and epochs count instance pictures."});
   f.push_back({"dreambooth", "class_data_dir", &d.class_data_dir, anything(), kFree,
-               "Pictures of the class: a folder of pictures, or a pack. Its content is part of the run's identity. "
-               "Required with prior preservation."});
+               "Pictures of the class: a folder of pictures, or a pack. What a folder lacks of num_class_images is made first with the base "
+               "model, shared by all ranks, and kept there. Its content is part of the run's identity. Required with prior "
+               "preservation."});
   f.push_back({"dreambooth", "class_prompt", &d.class_prompt, anything(), kIdentity,
                "The caption of every class picture: \"a photo of dog\". Required with prior preservation."});
   f.push_back({"dreambooth", "num_class_images", &d.num_class_images, between(1, kMostImages), kIdentity,

@@ -43,7 +43,8 @@ class Trainer {
 
  private:
   std::unique_ptr<Pack> open_pictures(const PictureSource& source);
-  void open_packs();
+  void open_pack();
+  void open_class_pack();
   void find_checkpoint();
   void resolve();
   void load_base();

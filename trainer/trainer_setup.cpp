@@ -8,6 +8,7 @@
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
+#include "trainer/class_pictures.h"
 #include "dist/machine.h"
 #include "trainer/first_use_pack.h"
 #include "trainer/lora_setup.h"
@@ -38,11 +39,12 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator, at::Device device)
     prepare_output_dir(output_dir_);
     lease_ = std::make_unique<RunLease>(output_dir_);
   });
-  open_packs();
+  open_pack();
   find_checkpoint();
   resolve();
   run_agreed(communicator_, "loading the base model", [&] { load_base(); });
   require_same(communicator_, "the base model", base_hash_);
+  open_class_pack();
   run_agreed(communicator_, "building the adapter", [&] {
     inject_lora();
     restore();
@@ -77,12 +79,19 @@ std::unique_ptr<Pack> Trainer::open_pictures(const PictureSource& source) {
   return pack;
 }
 
-void Trainer::open_packs() {
+void Trainer::open_pack() {
   pack_ = open_pictures(training_pictures(recipe_));
   run_agreed(communicator_, "opening the training data", [&] { require_custom_prompts(recipe_, *pack_); });
   num_samples_ = num_train_samples(recipe_, *pack_);
+}
+
+void Trainer::open_class_pack() {
   if (!recipe_.dreambooth.with_prior_preservation) return;
-  class_pack_ = open_pictures(class_pictures(recipe_));
+  const PictureSource source = class_pictures(recipe_);
+  bool packed = false;
+  run_agreed(communicator_, "opening the class pictures", [&] { packed = is_pack(source.folder) || is_pack(source.pack); });
+  if (!packed) make_class_pictures(communicator_, recipe_, base_, base_hash_);
+  class_pack_ = open_pictures(source);
   run_agreed(communicator_, "opening the training data", [&] { require_class_images(recipe_, *class_pack_); });
 }
 
