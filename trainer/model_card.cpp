@@ -40,7 +40,7 @@ std::string front_matter(const Recipe& recipe, bool is_sdxl) {
       "---\n\n",
       yaml(recipe.model.pretrained_model_name_or_path),
       is_dreambooth(recipe) ? fmt::format("instance_prompt: {}\n", yaml(recipe.dreambooth.instance_prompt)) : "",
-      is_sdxl ? "stable-diffusion-xl" : "stable-diffusion", is_dreambooth(recipe) ? "- dreambooth\n" : "");
+      is_sdxl ? "stable-diffusion-xl" : "stable-diffusion", is_dreambooth(recipe) ? (is_sdxl ? "- dreambooth\n- template:sd-lora\n" : "- dreambooth\n") : "");
 }
 
 std::string how_to_use(const Recipe& recipe, bool is_sdxl) {

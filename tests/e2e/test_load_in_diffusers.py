@@ -76,7 +76,8 @@ def test_loads_whole_and_answers_alike(work, said, preset, adapter):
     other = [line for line in said if not line.startswith(expected)]
     assert not other, f"diffusers had something to say: {other}"
     exported = load_file(run / "pytorch_lora_weights.safetensors")
-    loaded = [name for model in (pipeline.unet, pipeline.text_encoder) for name, _ in model.named_parameters() if ".lora_" in name]
+    loaded = [name for model in pipeline.components.values() if isinstance(model, torch.nn.Module)
+              for name, _ in model.named_parameters() if ".lora_" in name]
     assert len(loaded) == len(exported) > 0
     # Where the latents are one pixel, self-attention is over one token: its softmax is 1 whatever to_q and to_k say.
     one_token = re.compile(r"mid_block.*attn1\.to_[qk]\.")
@@ -85,14 +86,16 @@ def test_loads_whole_and_answers_alike(work, said, preset, adapter):
 
     micro = f"step{STEPS}/micro{2 * STEPS}/"
     def answer():
-        if preset == "tiny-sdxl":
-            encoder_hidden_states = longer[micro + "encoder_hidden_states"]
-            added = {"text_embeds": longer[micro + "pooled_prompt_embeds"], "time_ids": longer[micro + "add_time_ids"]}
-        else:
-            encoder_hidden_states, added = pipeline.text_encoder(longer[micro + "input_ids"])[0], {}
-        return pipeline.unet(longer[micro + "noisy_latents"], longer[micro + "timesteps"], encoder_hidden_states,
-                             added_cond_kwargs=added).sample
+        ids = longer[micro + "input_ids"]
+        if preset != "tiny-sdxl":
+            return pipeline.unet(*inputs, pipeline.text_encoder(ids)[0]).sample
+        first = pipeline.text_encoder(ids, output_hidden_states=True)
+        second = pipeline.text_encoder_2(longer[micro + "input_ids_2"], output_hidden_states=True)
+        hidden_states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        added = {"text_embeds": second.text_embeds, "time_ids": longer[micro + "add_time_ids"]}
+        return pipeline.unet(*inputs, hidden_states, added_cond_kwargs=added).sample
 
+    inputs = [longer[micro + name] for name in ("noisy_latents", "timesteps")]
     with torch.no_grad():
         with_adapter = answer()
         pipeline.disable_lora()

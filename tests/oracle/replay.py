@@ -65,7 +65,7 @@ WITH_CLASS_IMAGES = {"class_sample_ids", "instance_loss", "prior_loss"}
 
 
 class Errors:
-    """The worst error of each kind and where it was found. `limits`: of the kinds that this run has."""
+    """The worst error of each kind and where it was found; `limits` are of the kinds that this run has something of."""
 
     def __init__(self, limits):
         self.limits = limits
@@ -147,7 +147,6 @@ class Replay:
         self.errors = Errors({kind: limit for kind, limit in limits.items() if self.with_class_images or kind not in WITH_CLASS_IMAGES})
         self._add_adapter()
         self._count_samples()
-        self.image_sizes = self._image_sizes()
 
     def _load_base(self):
         model = self.recipe["model"]
@@ -171,6 +170,8 @@ class Replay:
         components = {"unet": (self.unet, lora["target_modules"])}
         if lora["train_text_encoder"]:
             components["text_encoder"] = (self.text_encoder, lora["text_encoder_target_modules"])
+            if self.is_sdxl:
+                components["text_encoder_2"] = (self.text_encoder_2, lora["text_encoder_target_modules"])
         named, self.modules = {}, []
         for component, (model, target_modules) in components.items():
             model.add_adapter(LoraConfig(r=lora["rank"], lora_alpha=lora["lora_alpha"], target_modules=target_modules,
@@ -189,10 +190,12 @@ class Replay:
     def _count_samples(self):
         data = self.recipe["data"]
         pack = self._pack(self.dreambooth.get("instance_data_dir") or data["train_data_dir"], "pack")
+        self.image_sizes = self._image_sizes(pack)
         self.captions, self.images = read_captions(pack), read_images_of_epoch(pack)
         self.num_samples = min(len(self.images), data.get("max_train_samples") or len(self.images))
         if self.with_class_images:
             class_pack = self._pack(self.dreambooth["class_data_dir"], "class-pack")
+            self.class_image_sizes = self._image_sizes(class_pack)
             self.num_class_images = min(len(read_images_of_epoch(class_pack)), self.dreambooth["num_class_images"])
 
     def _pack(self, folder, packed_as):
@@ -207,9 +210,9 @@ class Replay:
         epoch = slot // (self.num_class_images if shift else self.num_samples)
         return draws.caption(candidates, self.recipe["captions"], self.recipe["seed"], slot, epoch, shift)
 
-    def _image_sizes(self):
+    def _image_sizes(self, pack):
         sizes = []
-        for shard in sorted(Path(self.recipe["data"]["train_data_dir"]).glob("shard-*.h5")):
+        for shard in sorted(Path(pack).glob("shard-*.h5")):
             with h5py.File(shard, "r", locking=False) as file:
                 sizes.append(file["image_sizes"][:].astype(int).reshape(-1, 2))
         return np.concatenate(sizes).tolist()
@@ -274,7 +277,7 @@ class Replay:
             distribution = self.vae.encode(self.trace[at + "pixel_values"]).latent_dist
             latents = (distribution.mean + distribution.std * vae_noise) * self.vae.config.scaling_factor
         with torch.set_grad_enabled(self.recipe["lora"]["train_text_encoder"]):
-            encoder_hidden_states, added = self._encode_text(at, slots)
+            encoder_hidden_states, added = self._encode_text(at, rows)
         compare("latents", latents)
         compare("encoder_hidden_states", encoder_hidden_states.detach())
         if self.is_sdxl:
@@ -304,8 +307,7 @@ class Replay:
         scheduler = EulerDiscreteScheduler.from_config(self.scheduler.config)
         sigmas = loss_reference.euler_sigmas(scheduler, timesteps).view(-1, 1, 1, 1)
         noisy_latents = scheduler.add_noise(latents, noise, timesteps.float())
-        model_pred = self.unet(noisy_latents / ((sigmas**2 + 1) ** 0.5), timesteps, encoder_hidden_states,
-                               added_cond_kwargs=added).sample
+        model_pred = self.unet(noisy_latents / ((sigmas**2 + 1) ** 0.5), timesteps, encoder_hidden_states, added_cond_kwargs=added).sample
         if scheduler.config.prediction_type == "epsilon":
             return noisy_latents, model_pred * (-sigmas) + noisy_latents
         return noisy_latents, model_pred * (-sigmas / (sigmas**2 + 1) ** 0.5) + (noisy_latents / (sigmas**2 + 1))
@@ -322,26 +324,27 @@ class Replay:
         compare("prior_loss", prior_loss.detach())
         return loss + self.dreambooth["prior_loss_weight"] * prior_loss
 
-    def _encode_text(self, at, slots):
+    def _encode_text(self, at, rows):
         """encoder_hidden_states and added_cond_kwargs, the latter for SDXL alone (encode_prompt() of its script)."""
         if not self.is_sdxl:
             return self.text_encoder(self.trace[at + "input_ids"])[0], {}
         first = self.text_encoder(self.trace[at + "input_ids"], output_hidden_states=True)
         second = self.text_encoder_2(self.trace[at + "input_ids_2"], output_hidden_states=True)
-        time_ids = torch.tensor([self._time_ids(slot) for slot in slots], dtype=torch.float32)
+        time_ids = torch.tensor([self._time_ids(slot, shift) for slot, shift in rows], dtype=torch.float32)
         return (torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1),
                 {"text_embeds": second.text_embeds, "time_ids": time_ids})
 
-    def _time_ids(self, slot):
+    def _time_ids(self, slot, shift):
         """The picture's size in the pack, where the crop begins after the resize, and the target's size."""
         data, seed = self.recipe["data"], self.recipe["seed"]
-        height, width = self.image_sizes[philox.sample_id(seed, slot, self.num_samples)]
+        height, width = (self.class_image_sizes[philox.sample_id(seed, slot, self.num_class_images, class_images=True)] if shift
+                         else self.image_sizes[self.images[philox.sample_id(seed, slot, self.num_samples)]])
         side = data["resolution"]
         resized = [side * size // min(height, width) for size in (height, width)]
         if data["center_crop"]:
             crop = [round((size - side) / 2) for size in resized]
         else:
-            words = philox.words(seed, slot, philox.CROP, 0)
+            words = philox.words(seed, slot, philox.CROP + shift, 0)
             crop = [int(words[i]) * (resized[i] - side + 1) >> 32 for i in (0, 1)]
         return [height, width, *crop, side, side]
 
