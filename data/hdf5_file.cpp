@@ -191,7 +191,7 @@ Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::vector<std:
   if (file < 0) broken(path_, fmt::format("opening it: {}", hdf5_cause()));
   file_ = file;
   std::vector<std::string> expected = names;
-  has_more_ = !more_names.empty() && num_links() != names.size();
+  has_more_ = !more_names.empty() && num_links() == names.size() + more_names.size();
   if (has_more_) expected.insert(expected.end(), more_names.begin(), more_names.end());
   check_links(expected);
   file.release();

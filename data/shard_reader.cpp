@@ -43,8 +43,8 @@ Index read_index(const Hdf5Reader& file) {
   index.file_name_offsets = file.read_numbers("file_name_offsets");
   index.file_names = file.read_bytes("file_names");
   if (file.has_more()) {
-    index.extras = {file.read_numbers("caption_counts"), file.read_numbers("repeats"), file.read_numbers("weights"),
-                    file.read_numbers("mask_offsets"), file.read_numbers("mask_checksums")};
+    index.extras = shard_layout::Extras{file.read_numbers("caption_counts"), file.read_numbers("repeats"), file.read_numbers("weights"),
+                                        file.read_numbers("mask_offsets"), file.read_numbers("mask_checksums")};
   }
   return index;
 }

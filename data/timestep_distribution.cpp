@@ -1,6 +1,7 @@
 #include "data/timestep_distribution.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "dist/error.h"
 

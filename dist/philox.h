@@ -28,8 +28,6 @@ enum class Purpose : uint32_t {
   caption_wildcard = 22,     ///< a block a wildcard
   noise_offset_strength = 23,
   input_perturbation_strength = 24,
-  multires_noise = 25,        ///< block's high bits = level
-  multires_noise_size = 26,   ///< a block a level
   class_image = 0x8000,  ///< added to the purposes above for the class image of the same slot
 };
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 PROBE = os.path.join(os.environ["LORASHARD_BUILD_DIR"], "tests", "philox_probe")
 NORMALS = 200_000_000 if os.environ.get("LORASHARD_LONG_TESTS") else 4_000_000
 PERMUTED = [1, 2, 3, 4, 5, 785, 1000, 65537]
-PURPOSES = [*range(1, 14), *range(0x8001, 0x8009)]
+PURPOSES = [*range(1, 14), *range(20, 25), *range(0x8001, 0x8009)]
 
 
 def signed(x):
