@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "models/checkpointed.h"
 #include "models/geglu.h"
 #include "models/small_attention.h"
 
@@ -82,7 +83,12 @@ at::Tensor Transformer2DModel::forward(const at::Tensor& x, const at::Tensor& en
   };
   const at::Tensor normed = norm_->forward(x).permute({0, 2, 3, 1}).reshape({batch, height * width, channels});
   at::Tensor hidden_states = project(normed, linear_in_.get(), conv_in_.get());
-  for (const auto& block : *transformer_blocks_) hidden_states = block->forward(hidden_states, encoder_hidden_states);
+  for (const auto& block : *transformer_blocks_) {
+    hidden_states = gradient_checkpointing_
+                        ? checkpointed({hidden_states, encoder_hidden_states},
+                                       [&block = *block](const auto& in) { return block.forward(in[0], in[1]); })
+                        : block->forward(hidden_states, encoder_hidden_states);
+  }
   hidden_states = project(hidden_states, linear_out_.get(), conv_out_.get());
   return hidden_states.view({batch, height, width, channels}).permute({0, 3, 1, 2}) + x;
 }

@@ -61,8 +61,11 @@ class Transformer2DModel : public torch::nn::Module {
   explicit Transformer2DModel(const Transformer2DOptions& options);
   /// `x` [B, channels, h, w].
   at::Tensor forward(const at::Tensor& x, const at::Tensor& encoder_hidden_states) const;
+  /// Keeps only the transformer blocks' inputs for backward (models/checkpointed.h).
+  void enable_gradient_checkpointing() { gradient_checkpointing_ = true; }
 
  private:
+  bool gradient_checkpointing_ = false;
   std::shared_ptr<GroupNorm> norm_;
   std::shared_ptr<Linear> linear_in_, linear_out_;  // null with convolutions
   std::shared_ptr<Conv2d> conv_in_, conv_out_;      // null with linear projections

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "dist/error.h"
+#include "models/checkpointed.h"
 
 namespace lorashard {
 namespace {
@@ -132,11 +133,15 @@ class CLIPTextTransformer : public torch::nn::Module {
     at::Tensor hidden_states = embeddings_->forward(input_ids);
     for (const auto& layer : *encoder_->layers) {
       out.penultimate_hidden_state = hidden_states;
-      hidden_states = layer->forward(hidden_states);
+      hidden_states = gradient_checkpointing
+                          ? checkpointed({hidden_states}, [&layer = *layer](const auto& in) { return layer.forward(in[0]); })
+                          : layer->forward(hidden_states);
     }
     out.last_hidden_state = final_layer_norm_->forward(hidden_states);
     return out;
   }
+
+  bool gradient_checkpointing = false;
 
  private:
   std::shared_ptr<Embeddings> embeddings_;
@@ -152,6 +157,8 @@ CLIPTextModel::CLIPTextModel(const CLIPTextConfig& config) : config_(config) {
         "text_projection", std::make_shared<Linear>(config.hidden_size, config.projection_dim, /*with_bias=*/false));
   }
 }
+
+void CLIPTextModel::enable_gradient_checkpointing() { text_model_->gradient_checkpointing = true; }
 
 CLIPTextOutput CLIPTextModel::forward(const at::Tensor& input_ids) const {
   LORASHARD_CHECK(input_ids.dim() == 2 && input_ids.size(1) <= config_.max_position_embeddings,

@@ -26,6 +26,8 @@ class CLIPTextModel : public torch::nn::Module {
   explicit CLIPTextModel(const CLIPTextConfig& config);
   /// `input_ids` int64 [B, L], L <= max_position_embeddings.
   CLIPTextOutput forward(const at::Tensor& input_ids) const;
+  /// Keeps only the layers' inputs for backward (models/checkpointed.h).
+  void enable_gradient_checkpointing();
   const CLIPTextConfig& config() const { return config_; }
 
  private:

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "models/autograd_node.h"
+#include "models/safetensors.h"
 
 namespace lorashard {
 namespace {
@@ -128,7 +129,9 @@ at::Tensor frozen_conv2d(const at::Tensor& x, const at::Tensor& weight, const at
   if (!by_patches(x, weight, geo)) return at::conv2d(x, weight, bias, {stride, stride}, {padding, padding});
   if (!weight.is_contiguous(at::MemoryFormat::ChannelsLast)) {
     const at::NoGradGuard no_grad;
-    weight.set_data(weight.contiguous(at::MemoryFormat::ChannelsLast));
+    const at::Tensor laid_out = weight.contiguous(at::MemoryFormat::ChannelsLast);
+    release_mapped_pages(weight);
+    weight.set_data(laid_out);
   }
   at::Tensor y;
   {

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "models/checkpointed.h"
+
 namespace lorashard {
 
 ResnetBlock2D::ResnetBlock2D(int64_t in_channels, int64_t out_channels, int64_t temb_channels, int64_t groups,
@@ -17,6 +19,11 @@ ResnetBlock2D::ResnetBlock2D(int64_t in_channels, int64_t out_channels, int64_t 
 }
 
 at::Tensor ResnetBlock2D::forward(const at::Tensor& x, const at::Tensor& silu_temb) const {
+  if (!gradient_checkpointing_) return run(x, silu_temb);
+  return checkpointed({x, silu_temb}, [this](const auto& in) { return run(in[0], in[1]); });
+}
+
+at::Tensor ResnetBlock2D::run(const at::Tensor& x, const at::Tensor& silu_temb) const {
   at::Tensor hidden_states = conv1_->forward(norm1_->forward_silu(x));
   const at::Tensor shift = time_emb_proj_ ? time_emb_proj_->forward(silu_temb) : at::Tensor();
   hidden_states = conv2_->forward(norm2_->forward_silu(hidden_states, shift));

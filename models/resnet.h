@@ -17,8 +17,13 @@ class ResnetBlock2D : public torch::nn::Module {
   ResnetBlock2D(int64_t in_channels, int64_t out_channels, int64_t temb_channels, int64_t groups, double eps);
   /// `silu_temb` [B, temb_channels] is SiLU(temb): diffusers applies it in every block, here the UNet does so once.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& silu_temb = {}) const;
+  /// Keeps only the inputs for backward (models/checkpointed.h).
+  void enable_gradient_checkpointing() { gradient_checkpointing_ = true; }
 
  private:
+  at::Tensor run(const at::Tensor& x, const at::Tensor& silu_temb) const;
+
+  bool gradient_checkpointing_ = false;
   std::shared_ptr<GroupNorm> norm1_, norm2_;
   std::shared_ptr<Conv2d> conv1_, conv2_, conv_shortcut_;
   std::shared_ptr<Linear> time_emb_proj_;

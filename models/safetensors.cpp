@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -47,6 +49,16 @@ int open_retrying(const std::filesystem::path& path, int flags, mode_t mode = 0)
   return fd;
 }
 
+/// Every mapping there is: first byte and size. What lies in none of them is memory of its own.
+std::map<const char*, size_t>& mappings() {
+  static std::map<const char*, size_t> all;
+  return all;
+}
+std::mutex& mappings_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 /// A whole file, mapped read-only for as long as a tensor lies on it.
 class Mapping {
  public:
@@ -63,9 +75,16 @@ class Mapping {
     void* const data = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
     if (data == MAP_FAILED) throw errno_error(doing);
     data_ = static_cast<const char*>(data);
+    const std::lock_guard lock(mappings_mutex());
+    mappings()[data_] = size_;
   }
   ~Mapping() {
-    if (data_) ::munmap(const_cast<char*>(data_), size_);
+    if (!data_) return;
+    {
+      const std::lock_guard lock(mappings_mutex());
+      mappings().erase(data_);
+    }
+    ::munmap(const_cast<char*>(data_), size_);
   }
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
@@ -126,6 +145,20 @@ at::Tensor SafetensorsFile::tensor(const std::string& key) const {
                 fmt::format("reading safetensors '{}': there is no tensor '{}'", impl_->path, key));
   }
   return impl_->tensor(key, found->second);
+}
+
+void release_mapped_pages(const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.is_cpu() || tensor.nbytes() == 0) return;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()), end = begin + tensor.nbytes();
+  const std::lock_guard lock(mappings_mutex());
+  auto next = mappings().upper_bound(reinterpret_cast<const char*>(begin));
+  if (next == mappings().begin()) return;
+  const auto& [data, size] = *--next;
+  if (end > reinterpret_cast<uintptr_t>(data) + size) return;
+  // Whole pages alone: those at the ends belong to the neighbours too.
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 StateDict SafetensorsFile::tensors() const {

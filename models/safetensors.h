@@ -32,6 +32,10 @@ class SafetensorsFile {
   std::shared_ptr<const Impl> impl_;
 };
 
+/// For a contiguous tensor on the bytes of a mapped file, of which a copy is used from now on: gives its pages back to the system, which
+/// reads them again should the tensor be read. Does nothing for any other tensor. Thread-safe.
+void release_mapped_pages(const at::Tensor& tensor);
+
 /// Writes `tensors` (made contiguous, CPU) durably: header sorted as the reference package does (dtype alignment descending,
 /// then name), 8-byte aligned, so the bytes depend on the content alone. Throws Error(io).
 void write_safetensors(const std::filesystem::path& path, const StateDict& tensors, const Metadata& metadata = {});

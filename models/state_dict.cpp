@@ -187,6 +187,7 @@ void load_state_dict(torch::nn::Module& module, const StateDict& state, const st
     at::Tensor weight = value.to(device, dtype);
     // As cuDNN wants convolutions of channels_last images; else it would turn the weight at every call.
     if (device.is_cuda() && weight.dim() == 4) weight = weight.contiguous(at::MemoryFormat::ChannelsLast);
+    if (!weight.is_same(value)) release_mapped_pages(value);  // else a base in bf16 would be in memory twice while it is loaded
     parameter.set_data(weight);
   }
 }

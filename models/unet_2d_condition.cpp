@@ -117,6 +117,13 @@ UNet2DConditionModel::UNet2DConditionModel(const UNet2DConditionConfig& config)
 
 UNet2DConditionModel::~UNet2DConditionModel() = default;
 
+void UNet2DConditionModel::enable_gradient_checkpointing() {
+  for (const auto& module : modules(/*include_self=*/false)) {
+    if (auto* resnet = dynamic_cast<ResnetBlock2D*>(module.get())) resnet->enable_gradient_checkpointing();
+    if (auto* transformer = dynamic_cast<Transformer2DModel*>(module.get())) transformer->enable_gradient_checkpointing();
+  }
+}
+
 at::Tensor UNet2DConditionModel::time_embedding(const at::Tensor& timesteps, at::ScalarType dtype,
                                                 const AddedConditions& added) const {
   const auto sinusoids = [&](const at::Tensor& values, int64_t dim) {

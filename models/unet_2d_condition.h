@@ -26,6 +26,9 @@ class UNet2DConditionModel : public torch::nn::Module {
   /// `added`: both tensors where the config has "text_time", neither otherwise.
   at::Tensor forward(const at::Tensor& sample, const at::Tensor& timesteps, const at::Tensor& encoder_hidden_states,
                      const AddedConditions& added = {}) const;
+  /// Trades time for memory: resnets and transformer blocks keep only their inputs and are computed again in backward, as in
+  /// diffusers. Same values, same gradients.
+  void enable_gradient_checkpointing();
   const UNet2DConditionConfig& config() const { return config_; }
 
  private:
