@@ -8,6 +8,7 @@
 #include <exception>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <stop_token>
 #include <thread>
 #include <utility>
@@ -74,28 +75,45 @@ Batch empty_batch(int64_t micro_batch, int64_t num_rows, const DataLoaderOptions
   const std::vector<int64_t> latent_shape{num_rows, options.latent_channels, options.latent_height, options.latent_width};
   Batch batch;
   batch.micro_batch = micro_batch;
-  batch.pixel_values = at::empty({num_rows, 3, side, side}, at::kFloat);
+  if (options.read_moments) {
+    batch.moments = at::empty({num_rows, 2 * options.latent_channels, options.latent_height, options.latent_width}, at::kFloat);
+  } else {
+    batch.pixel_values = at::empty({num_rows, 3, side, side}, at::kFloat);
+  }
   batch.vae_noise = at::empty(latent_shape, at::kFloat);
   batch.noise = at::empty(latent_shape, at::kFloat);
   batch.timesteps = at::empty({num_rows}, at::kLong);
   return batch;
 }
 
+/// What a row's text is made of: its own captions, or the prompt in their place.
+std::span<const std::string> candidates_of(const Row& row, const DataLoaderOptions& options) {
+  if (row.class_image) return {&options.class_images.class_prompt, 1};
+  const std::span<const std::string> own = row.pack->captions(row.place.row);
+  if (options.own_captions && !own[0].empty()) return own;
+  return {&options.instance_prompt, 1};
+}
+
 std::string caption_of(const Row& row, const DataLoaderOptions& options) {
-  std::span<const std::string> captions = row.pack->captions(row.place.row);
-  if (row.class_image)
-    captions = {&options.class_images.class_prompt, 1};
-  else if (!options.own_captions || captions[0].empty())
-    captions = {&options.instance_prompt, 1};
-  return slot_caption(captions, options.captions, options.seed, row.place, row.class_image);
+  return slot_caption(candidates_of(row, options), options.captions, options.seed, row.place, row.class_image);
+}
+
+/// The picture of row `i`, or what a cache has of it.
+TransformedImage add_picture(Batch& batch, int64_t i, const Row& row, const DataLoaderOptions& options) {
+  const uint64_t seed = options.seed, slot = row.place.slot;
+  if (!options.read_moments) {
+    const Image image = decode_image(row.pack->read_image(row.place.row), row.pack->file_name(row.place.row));
+    return transform_image(image, options.transform, seed, slot, row.class_image, batch.pixel_values[i]);
+  }
+  const TransformedImage plan = plan_transform(row.pack->size(row.place.row), options.transform, seed, slot, row.class_image);
+  options.read_moments(row.class_image, row.place.row, plan.flipped, batch.moments[i].mutable_data_ptr<float>());
+  return plan;
 }
 
 void add_row(Batch& batch, int64_t i, const Row& row, const TimestepDistribution& timesteps, const DataLoaderOptions& options) {
   const uint64_t seed = options.seed, slot = row.place.slot;
-  const Image image = decode_image(row.pack->read_image(row.place.row), row.pack->file_name(row.place.row));
   batch.captions.push_back(caption_of(row, options));
-  batch.images.push_back(
-      transform_image(image, options.transform, seed, slot, row.class_image, batch.pixel_values[i]));
+  batch.images.push_back(add_picture(batch, i, row, options));
   fill_normal_slot(batch.vae_noise, i, seed, slot, row.purpose(Purpose::vae_sample));
   fill_normal_slot(batch.noise, i, seed, slot, row.purpose(Purpose::noise));
   batch.timesteps.mutable_data_ptr<int64_t>()[i] = timesteps.draw(seed, slot, row.purpose(Purpose::timestep));
@@ -169,12 +187,24 @@ Batch make_batch(const Pack& pack, const DataLoaderOptions& options, const Sampl
 }  // namespace
 
 std::vector<at::Tensor*> tensors_of(Batch& batch) {
-  std::vector<at::Tensor*> tensors = {&batch.pixel_values, &batch.input_ids,    &batch.input_ids_2,
+  std::vector<at::Tensor*> tensors = {&batch.pixel_values, &batch.moments,      &batch.input_ids,    &batch.input_ids_2,
                                       &batch.vae_noise,    &batch.noise,        &batch.timesteps,
                                       &batch.noise_offset, &batch.input_perturbation, &batch.loss_mask,
                                       &batch.loss_weights};
   std::erase_if(tensors, [](const at::Tensor* tensor) { return !tensor->defined(); });
   return tensors;
+}
+
+std::vector<std::string> texts_of(const Pack& pack, const DataLoaderOptions& options) {
+  std::set<std::string> texts = {""};
+  const auto add = [&](const Row& row) {
+    for (const std::string& candidate : candidates_of(row, options)) {
+      texts.insert(slot_caption({&candidate, 1}, options.captions, options.seed, row.place, row.class_image));
+    }
+  };
+  for (int64_t row = 0; row < pack.num_samples(); ++row) add({&pack, {static_cast<uint64_t>(row), row, 0}, false});
+  if (options.class_images.pack != nullptr) add({options.class_images.pack, {0, 0, 0}, true});
+  return {texts.begin(), texts.end()};
 }
 
 struct DataLoader::Impl {

@@ -26,7 +26,8 @@ struct Batch {
   std::vector<int64_t> class_sample_ids;  ///< [B] rows of the class pack, or empty
   std::vector<std::string> captions;    ///< [R] as slot_caption() gives them
   std::vector<TransformedImage> images; ///< [R] sizes and crops
-  at::Tensor pixel_values;              ///< fp32 [R, 3, H, W] in [-1, 1]
+  at::Tensor pixel_values;              ///< fp32 [R, 3, H, W] in [-1, 1]; undefined where `moments` is there instead
+  at::Tensor moments;                   ///< fp32 [R, 8, H/8, W/8], the VAE's of these pictures, read from a cache; or undefined
   at::Tensor input_ids;                 ///< int64 [R, 77]
   at::Tensor input_ids_2;               ///< SDXL: int64 [R, 77] of its second tokenizer; otherwise undefined
   at::Tensor vae_noise;                 ///< fp32 [R, 4, H/8, W/8], standard normal: the VAE's sample
@@ -67,9 +68,16 @@ struct DataLoaderOptions {
   bool draw_noise_offset = false, draw_input_perturbation = false;
   /// Each image's noise_offset or input_perturbation is times a uniform number of its own.
   bool noise_offset_random_strength = false, input_perturbation_random_strength = false;
+  /// Copies the moments of a row of the pack (or of the class pack) to `out` instead of decoding the picture; called from the
+  /// loader's threads. Empty: pictures are decoded.
+  std::function<void(bool class_image, int64_t row, bool flipped, float* out)> read_moments;
   /// Captions to input_ids and input_ids_2 [B, length]; called from the loader's threads. Empty: undefined.
   std::function<at::Tensor(const std::vector<std::string>&)> tokenize, tokenize_2;
 };
+
+/// The distinct texts, sorted, that the rows' captions give, "" among them: all a run trains on, unless its captions are shuffled or
+/// drawn (then those of each row's first draw). What a cache of text embeddings is made of.
+std::vector<std::string> texts_of(const Pack& pack, const DataLoaderOptions& options);
 
 class DataLoader {
  public:

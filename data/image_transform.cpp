@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include <utility>
 
 #include "dist/error.h"
 #include "dist/philox.h"
@@ -51,31 +52,40 @@ ImageSize resized_size(ImageSize size, int64_t resolution) {
   return tall ? ImageSize{new_long, resolution} : ImageSize{resolution, new_long};
 }
 
-TransformedImage transform_image(const Image& image, const TransformOptions& options, uint64_t seed, uint64_t slot,
-                                 bool class_image, at::Tensor pixel_values) {
+TransformedImage plan_transform(ImageSize original_size, const TransformOptions& options, uint64_t seed, uint64_t slot, bool class_image) {
+  const int64_t side = options.resolution;
+  const ImageSize size = resized_size(original_size, side);
+  TransformedImage plan{original_size, 0, 0, false};
+  if (options.center_crop) {
+    plan.crop_top = center_position(size.height, side);
+    plan.crop_left = center_position(size.width, side);
+  } else {
+    const auto words = philox(seed, slot, purpose_of(Purpose::crop, class_image), 0);
+    plan.crop_top = random_position(words[0], size.height - side + 1);
+    plan.crop_left = random_position(words[1], size.width - side + 1);
+  }
+  plan.flipped = options.random_flip && uniform(seed, slot, purpose_of(Purpose::flip, class_image)) < 0.5;
+  return plan;
+}
+
+void apply_transform(const Image& image, const TransformOptions& options, const TransformedImage& plan, at::Tensor pixel_values) {
   const int64_t side = options.resolution;
   LORASHARD_CHECK(pixel_values.numel() == 3 * side * side && pixel_values.is_contiguous() &&
                       pixel_values.scalar_type() == at::kFloat,
                   "pixel_values of {} elements for resolution {}", pixel_values.numel(), side);
   const ImageSize size = resized_size({image.height, image.width}, side);
-  TransformedImage result{{image.height, image.width}, 0, 0, false};
-  if (options.center_crop) {
-    result.crop_top = center_position(size.height, side);
-    result.crop_left = center_position(size.width, side);
-  } else {
-    const auto words = philox(seed, slot, purpose_of(Purpose::crop, class_image), 0);
-    result.crop_top = random_position(words[0], size.height - side + 1);
-    result.crop_left = random_position(words[1], size.width - side + 1);
-  }
-  result.flipped = options.random_flip && uniform(seed, slot, purpose_of(Purpose::flip, class_image)) < 0.5;
-
   // The crop at x of the flipped picture is the flipped crop at width - side - x.
-  const bool mirrored = result.flipped && options.flip_before_crop;
-  const int64_t left = mirrored ? size.width - side - result.crop_left : result.crop_left;
-  const Region region{result.crop_top, left, side, side};
-  write_planes(resize_region(image, size, region, options.interpolation), result.flipped,
+  const bool mirrored = plan.flipped && options.flip_before_crop;
+  const int64_t left = mirrored ? size.width - side - plan.crop_left : plan.crop_left;
+  write_planes(resize_region(image, size, Region{plan.crop_top, left, side, side}, options.interpolation), plan.flipped,
                pixel_values.mutable_data_ptr<float>());
-  return result;
+}
+
+TransformedImage transform_image(const Image& image, const TransformOptions& options, uint64_t seed, uint64_t slot,
+                                 bool class_image, at::Tensor pixel_values) {
+  const TransformedImage plan = plan_transform({image.height, image.width}, options, seed, slot, class_image);
+  apply_transform(image, options, plan, std::move(pixel_values));
+  return plan;
 }
 
 }  // namespace lorashard

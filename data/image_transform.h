@@ -27,10 +27,15 @@ struct TransformedImage {
 /// (torchvision).
 ImageSize resized_size(ImageSize size, int64_t resolution);
 
-/// Writes [3, resolution, resolution] fp32 in [-1, 1] to `pixel_values` (contiguous). Thread-safe.
-/// A random crop takes words w0 and w1 of philox(seed, slot, crop, block 0): of n possible positions, top is (w0 * n)
+/// Where a picture of `size` is cropped and whether it is flipped. Needs no pixels. Thread-safe. A random crop takes words w0 and w1 of philox(seed, slot, crop, block 0): of n possible positions, top is (w0 * n)
 /// >> 32 and left is (w1 * n) >> 32. A random flip happens when uniform(seed, slot, flip) < 0.5. `class_image` shifts
 /// both purposes.
+TransformedImage plan_transform(ImageSize size, const TransformOptions& options, uint64_t seed, uint64_t slot, bool class_image);
+
+/// Resizes, crops and flips by `plan` into `pixel_values`, [3, resolution, resolution] fp32 in [-1, 1] (contiguous). Thread-safe.
+void apply_transform(const Image& image, const TransformOptions& options, const TransformedImage& plan, at::Tensor pixel_values);
+
+/// Both.
 TransformedImage transform_image(const Image& image, const TransformOptions& options, uint64_t seed, uint64_t slot,
                                  bool class_image, at::Tensor pixel_values);
 

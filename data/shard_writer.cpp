@@ -1,13 +1,10 @@
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <span>
 #include <utility>
 
 #include "data/hdf5_file.h"
+#include "data/output_file.h"
 #include "data/shard.h"
 #include "data/shard_layout.h"
 #include "dist/durable_file.h"
@@ -91,36 +88,6 @@ Room write_index(const std::filesystem::path& path, const Index& index) {
   file.close();
   return room;
 }
-
-class OutputFile {
- public:
-  explicit OutputFile(const std::filesystem::path& path) : path_(path), fd_(open(path.c_str(), O_WRONLY | O_CLOEXEC)) {
-    if (fd_ < 0) fail();
-  }
-  ~OutputFile() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  OutputFile(const OutputFile&) = delete;
-  OutputFile& operator=(const OutputFile&) = delete;
-
-  void write_at(std::span<const uint8_t> bytes, uint64_t offset) {
-    while (!bytes.empty()) {
-      const ssize_t written = pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0) fail();
-      bytes = bytes.subspan(static_cast<size_t>(written));
-      offset += static_cast<uint64_t>(written);
-    }
-  }
-  void close() {
-    if (::close(std::exchange(fd_, -1)) != 0) fail();
-  }
-
- private:
-  [[noreturn]] void fail() const { throw errno_error(fmt::format("writing '{}'", path_.string())); }
-  std::filesystem::path path_;
-  int fd_;
-};
 
 }  // namespace
 

@@ -5,7 +5,8 @@
 #include <vector>
 
 #include "data/hdf5_file.h"
-#include "data/positional_io.h"
+#include "data/output_file.h"
+#include "data/patient_file.h"
 #include "data/shard_layout.h"
 #include "dist/durable_file.h"
 #include "dist/error.h"
@@ -40,32 +41,43 @@ void write_tensor_shard(const std::filesystem::path& path, const std::string& id
     file.write_dataset("checksums", checksums);
     const FileExtent extent = file.reserve_dataset("rows", rows.size());
     file.close();
-    PositionalWriter bytes(temporary);
-    bytes.write_at(rows, extent.offset);
-    bytes.close();
+    OutputFile blob(temporary);
+    blob.write_at(rows, extent.offset);
+    blob.close();
   });
 }
 
 struct TensorShardReader::Impl {
+  explicit Impl(const std::filesystem::path& file_path) : path(file_path), file(file_path) {}
+  void read_index(const std::string& identity, uint64_t expected_row_bytes);
+
   std::filesystem::path path;
-  PositionalReader file;
+  PatientFile file;
   uint64_t offset = 0, row_bytes = 0;
   std::vector<uint64_t> checksums;
 };
 
-TensorShardReader::TensorShardReader(const std::filesystem::path& path, const std::string& identity, int64_t row_bytes) {
-  const Hdf5Reader file(path, {"checksums", "rows"});
-  if (file.read_string_attribute("format") != kFormat) broken(path, "attribute 'format': another format");
-  if (const uint64_t version = file.read_number_attribute("version"); version != kVersion)
+void TensorShardReader::Impl::read_index(const std::string& identity, uint64_t expected_row_bytes) {
+  const Hdf5Reader hdf5(path, {"checksums", "rows"});
+  if (hdf5.read_string_attribute("format") != kFormat) broken(path, "attribute 'format': another format");
+  if (const uint64_t version = hdf5.read_number_attribute("version"); version != kVersion)
     broken(path, fmt::format("attribute 'version': expected {}, found {}", kVersion, version));
-  if (file.read_string_attribute("identity") != identity) broken(path, "attribute 'identity': made of something else");
-  if (const uint64_t found = file.read_number_attribute("row_bytes"); found != static_cast<uint64_t>(row_bytes))
-    broken(path, fmt::format("attribute 'row_bytes': expected {}, found {}", row_bytes, found));
-  const FileExtent rows = file.find_contiguous("rows");
-  std::vector<uint64_t> checksums = file.read_numbers("checksums");
-  if (rows.bytes != checksums.size() * static_cast<uint64_t>(row_bytes))
+  if (hdf5.read_string_attribute("identity") != identity) broken(path, "attribute 'identity': made of something else");
+  row_bytes = hdf5.read_number_attribute("row_bytes");
+  if (row_bytes != expected_row_bytes)
+    broken(path, fmt::format("attribute 'row_bytes': expected {}, found {}", expected_row_bytes, row_bytes));
+  const FileExtent rows = hdf5.find_contiguous("rows");
+  checksums = hdf5.read_numbers("checksums");
+  if (rows.bytes / row_bytes != checksums.size() || rows.bytes % row_bytes != 0)
     broken(path, fmt::format("dataset '/rows': expected {} rows of {} bytes, found {} bytes", checksums.size(), row_bytes, rows.bytes));
-  impl_.reset(new Impl{path, PositionalReader(path), rows.offset, static_cast<uint64_t>(row_bytes), std::move(checksums)});
+  offset = rows.offset;
+}
+
+TensorShardReader::TensorShardReader(const std::filesystem::path& path, const std::string& identity, int64_t row_bytes) {
+  try_patiently([&] {
+    impl_ = std::make_unique<Impl>(path);
+    impl_->read_index(identity, static_cast<uint64_t>(row_bytes));
+  });
 }
 
 TensorShardReader::~TensorShardReader() = default;
@@ -75,8 +87,9 @@ int64_t TensorShardReader::num_rows() const { return static_cast<int64_t>(impl_-
 
 void TensorShardReader::read_row(int64_t i, void* out) const {
   LORASHARD_CHECK(i >= 0 && i < num_rows(), "row {} of {} in '{}'", i, num_rows(), impl_->path.string());
-  const std::span<uint8_t> bytes(static_cast<uint8_t*>(out), impl_->row_bytes);
-  impl_->file.read_at(bytes, impl_->offset + static_cast<uint64_t>(i) * impl_->row_bytes, fmt::format("reading '{}', row {}", impl_->path.string(), i));
+  const uint64_t start = impl_->offset + static_cast<uint64_t>(i) * impl_->row_bytes;
+  if (const size_t found = impl_->file.read(out, impl_->row_bytes, start); found < impl_->row_bytes)
+    broken(impl_->path, fmt::format("row {}: expected {} bytes, found {}: the file is cut short", i, impl_->row_bytes, found));
   if (shard_layout::checksum(out, impl_->row_bytes) != impl_->checksums[static_cast<size_t>(i)])
     broken(impl_->path, fmt::format("row {}: the checksum of its bytes differs", i));
 }

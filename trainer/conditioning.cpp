@@ -2,7 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
 #include <vector>
+
+#include "trainer/text_cache.h"
 
 namespace lorashard {
 namespace {
@@ -17,47 +20,67 @@ at::Tensor map_rows(const at::Tensor& batch, bool one_by_one, F&& f) {
   return at::cat(rows);
 }
 
-/// encode_prompt() of train_text_to_image_lora_sdxl.py: the states before each encoder's last layer, and the second's
-/// projected pooled output.
-void encode_prompt_sdxl(const StableDiffusion& base, const Batch& batch, bool one_by_one, Conditioning& out) {
-  const at::Tensor first = map_rows(batch.input_ids, one_by_one, [&](const at::Tensor& input_ids) {
-    return base.text_encoder->forward(input_ids).penultimate_hidden_state;
-  });
-  std::vector<at::Tensor> pooled;
-  const at::Tensor second = map_rows(batch.input_ids_2, one_by_one, [&](const at::Tensor& input_ids) {
-    const CLIPTextOutput text = base.text_encoder_2->forward(input_ids);
-    pooled.push_back(text.pooled);
-    return text.penultimate_hidden_state;
-  });
-  out.encoder_hidden_states = at::cat({first, second}, -1);
-  out.pooled_prompt_embeds = at::cat(pooled);
-  out.add_time_ids = compute_time_ids(batch.images, batch.pixel_values.size(2), batch.pixel_values.size(3));
-}
-
-Conditioning encode_pictures(const StableDiffusion& base, const Batch& batch, bool deterministic) {
-  const at::NoGradGuard no_grad;
-  // Latents stay fp32 whatever the base's type: the noise is added in fp32.
-  const at::Tensor moments = map_rows(batch.pixel_values, deterministic, [&](const at::Tensor& pixels) {
-    return base.vae->encode_moments(pixels.to(base.vae_dtype)).to(at::kFloat);
-  });
-  Conditioning out;
-  out.latents = sample_latents(moments, batch.vae_noise) * base.vae->config().scaling_factor;
-  return out;
+/// Cached embeddings of the captions, in their order; what the cache lacks is encoded, one caption a call as it was for the cache.
+TextEmbedding find_or_encode(const StableDiffusion& base, const Batch& batch, const TextCache& texts) {
+  std::vector<at::Tensor> hidden_states, pooled;
+  for (size_t i = 0; i < batch.captions.size(); ++i) {
+    std::optional<TextEmbedding> text = texts.find(batch.captions[i]);
+    if (!text) {
+      const auto row = [i](const at::Tensor& ids) { return ids.defined() ? ids.narrow(0, static_cast<int64_t>(i), 1) : ids; };
+      text = encode_text(base, row(batch.input_ids), row(batch.input_ids_2), /*one_by_one=*/true);
+    }
+    hidden_states.push_back(text->encoder_hidden_states.to(base.device));
+    if (text->pooled_prompt_embeds.defined()) pooled.push_back(text->pooled_prompt_embeds.to(base.device));
+  }
+  return {at::cat(hidden_states), pooled.empty() ? at::Tensor() : at::cat(pooled)};
 }
 
 }  // namespace
 
-Conditioning encode(const StableDiffusion& base, const Batch& batch, bool deterministic, bool train_text_encoder) {
-  Conditioning out = encode_pictures(base, batch, deterministic);
+at::Tensor encode_moments(const StableDiffusion& base, const at::Tensor& pixel_values, bool deterministic) {
+  const at::NoGradGuard no_grad;
+  // Latents stay fp32 whatever the base's type: the noise is added in fp32.
+  return map_rows(pixel_values, deterministic, [&](const at::Tensor& pixels) {
+    return base.vae->encode_moments(pixels.to(base.vae_dtype)).to(at::kFloat);
+  });
+}
+
+TextEmbedding encode_text(const StableDiffusion& base, const at::Tensor& input_ids, const at::Tensor& input_ids_2, bool one_by_one) {
+  if (!base.is_sdxl()) {
+    return {map_rows(input_ids, one_by_one,
+                     [&](const at::Tensor& ids) { return base.text_encoder->forward(ids).last_hidden_state; }),
+            {}};
+  }
+  // encode_prompt() of train_text_to_image_lora_sdxl.py: the states before each encoder's last layer, and the second's projected pooled
+  // output.
+  const at::Tensor first = map_rows(input_ids, one_by_one, [&](const at::Tensor& ids) {
+    return base.text_encoder->forward(ids).penultimate_hidden_state;
+  });
+  std::vector<at::Tensor> pooled;
+  const at::Tensor second = map_rows(input_ids_2, one_by_one, [&](const at::Tensor& ids) {
+    const CLIPTextOutput text = base.text_encoder_2->forward(ids);
+    pooled.push_back(text.pooled);
+    return text.penultimate_hidden_state;
+  });
+  return {at::cat({first, second}, -1), at::cat(pooled)};
+}
+
+Conditioning encode(const StableDiffusion& base, const Batch& batch, bool deterministic, bool train_text_encoder, const TextCache* texts) {
+  Conditioning out;
+  const at::Tensor moments =
+      batch.moments.defined() ? batch.moments : encode_moments(base, batch.pixel_values, deterministic);
+  out.latents = sample_latents(moments, batch.vae_noise) * base.vae->config().scaling_factor;
+
   // A trained text encoder is a function of its micro-batch like the UNet, so it needs no one-by-one to give the same bits.
   const at::AutoGradMode with_grad(train_text_encoder);
   const bool one_by_one = deterministic && !train_text_encoder;
+  const TextEmbedding text =
+      texts ? find_or_encode(base, batch, *texts) : encode_text(base, batch.input_ids, batch.input_ids_2, one_by_one);
+  out.encoder_hidden_states = text.encoder_hidden_states;
+  out.pooled_prompt_embeds = text.pooled_prompt_embeds;
   if (base.is_sdxl()) {
-    encode_prompt_sdxl(base, batch, one_by_one, out);
-  } else {
-    out.encoder_hidden_states = map_rows(batch.input_ids, one_by_one, [&](const at::Tensor& input_ids) {
-      return base.text_encoder->forward(input_ids).last_hidden_state;
-    });
+    const int64_t pixels = base.vae_scale_factor();
+    out.add_time_ids = compute_time_ids(batch.images, out.latents.size(2) * pixels, out.latents.size(3) * pixels).to(base.device);
   }
   return out;
 }
