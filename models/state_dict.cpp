@@ -192,4 +192,11 @@ void load_state_dict(torch::nn::Module& module, const StateDict& state, const st
   }
 }
 
+void release_weights(torch::nn::Module& module) {
+  for (const auto& parameter : module.named_parameters()) {
+    const at::Tensor weight = parameter.value();
+    weight.set_data(at::empty({0}, weight.options()));
+  }
+}
+
 }  // namespace lorashard

@@ -26,4 +26,7 @@ void load_state_dict(torch::nn::Module& module, const StateDict& state, const st
                      at::ScalarType dtype = at::kFloat, const std::vector<std::string>& ignored_suffixes = {},
                      at::Device device = at::kCPU);
 
+/// Lets go of all of the module's weights: it must not run any more. Its config stays.
+void release_weights(torch::nn::Module& module);
+
 }  // namespace lorashard

@@ -52,6 +52,8 @@ struct Recipe {
     std::string image_column = "file_name", caption_column = "text", mask_column, weight_column, repeats_column;
     bool alpha_masks = false, all_caption_lines = false;
     std::string on_bad_image = "stop";
+    bool cache_latents = false, cache_text_embeddings = false;
+    std::string cache_dir;  ///< empty: output_dir/cache
   } data;
   struct DreamBooth {
     std::string instance_data_dir, instance_prompt;
@@ -66,6 +68,7 @@ struct Recipe {
     std::optional<int64_t> total_batch_size, gradient_accumulation_steps;
     std::optional<int64_t> max_train_steps, num_train_epochs;
     std::string mixed_precision = "no";
+    bool gradient_checkpointing = false;
     int64_t initial_loss_scale = 65536, loss_scale_growth_interval = 2000;  ///< of fp16
     double max_grad_norm = 1.0;
     std::optional<double> snr_gamma;

@@ -38,6 +38,15 @@ void add_data_fields(Fields& f, Recipe& r) {
                "Each line of a .txt beside a picture is a caption of its own, when an image folder is packed."});
   f.push_back({"data", "on_bad_image", &r.data.on_bad_image, one_of({"stop", "skip"}), kFree,
                "What to do with a picture that can't be decoded, when an image folder is packed."});
+  f.push_back({"data", "cache_latents", &r.data.cache_latents, anything(), kFree,
+               "Encode every picture once, before the first step, and keep what the VAE makes of it on disk (with random_flip: of both "
+               "sides). Needs center_crop. The bits of the run are those without."});
+  f.push_back({"data", "cache_text_embeddings", &r.data.cache_text_embeddings, anything(), kFree,
+               "Encode every distinct caption once, before the first step, and keep the embeddings on disk. Captions that shuffling makes "
+               "are encoded when they come. Not with train_text_encoder. The bits of the run are those without."});
+  f.push_back({"data", "cache_dir", &r.data.cache_dir, anything(), kFree,
+               "Folder of these caches, which runs may share: what is in it is found by hashes of pictures, captions and base. Empty: "
+               "cache/ in output_dir."});
 }
 
 }  // namespace lorashard

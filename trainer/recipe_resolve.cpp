@@ -118,6 +118,14 @@ void check_recipe_rules(const Recipe& recipe, const std::string& name) {
                        validation.scheduler),
            "take dpmsolver++ or euler");
   }
+  if (recipe.data.cache_latents && !recipe.data.center_crop) {
+    refuse(fmt::format("{}: 'data.cache_latents' needs 'data.center_crop'", name),
+           "a picture that is cropped at random has more latents than can be kept");
+  }
+  if (recipe.data.cache_text_embeddings && recipe.lora.train_text_encoder) {
+    refuse(fmt::format("{}: 'data.cache_text_embeddings' and 'lora.train_text_encoder' exclude each other", name),
+           "the embeddings of a trained text encoder change with every step");
+  }
   const Recipe::Distributed& distributed = recipe.distributed;
   if (distributed.collective_timeout_s > 0 && distributed.collective_timeout_s < 3 * distributed.heartbeat_s) {
     refuse(fmt::format("{}: 'distributed.collective_timeout_s' = {:g} is less than three times 'distributed.heartbeat_s' = {:g}", name,

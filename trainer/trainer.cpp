@@ -116,7 +116,7 @@ StepMetrics Trainer::train_step(int64_t step) {
     metrics.data_wait_ms += batch.wait_ms;
 
     // 2. Pictures and captions to latents and text embeddings; noise; prediction; loss.
-    const Conditioning conditioning = encode(base_, batch, recipe_.train.deterministic, recipe_.lora.train_text_encoder);
+    const Conditioning conditioning = encode(base_, batch, recipe_.train.deterministic, recipe_.lora.train_text_encoder, texts_.get());
     const DiffusionLoss out = diffusion_loss(base_, conditioning, batch, loss_options_, recipe_.dreambooth.prior_loss_weight);
 
     // 3. Backward: gradients of the adapter alone, into its one flat tensor; then into the sum that order can't change. The loss

@@ -8,6 +8,7 @@
 
 #include "data/data_loader.h"
 #include "data/pack.h"
+#include "data/tensor_store.h"
 #include "dist/agreement.h"
 #include "dist/communicator.h"
 #include "dist/reduction.h"
@@ -24,6 +25,7 @@
 #include "trainer/optimizer.h"
 #include "trainer/recipe.h"
 #include "trainer/run_lease.h"
+#include "trainer/text_cache.h"
 #include "trainer/trace.h"
 #include "trainer/validation.h"
 
@@ -48,6 +50,9 @@ class Trainer {
   void find_checkpoint();
   void resolve();
   void load_base();
+  DataLoaderOptions loader_options() const;
+  /// Latents and text embeddings, where the recipe wants them cached; then the encoders that nothing needs any more are let go.
+  void open_caches();
   void inject_lora();
   void make_updates();  // optimizer and average
   void restore();
@@ -87,6 +92,8 @@ class Trainer {
   std::string base_hash_;
   LoraAdapter adapter_;
   LossOptions loss_options_;
+  std::unique_ptr<TensorStore> latents_, class_latents_;  // with cache_latents
+  std::unique_ptr<TextCache> texts_;                      // with cache_text_embeddings
 
   int64_t num_micro_batches_ = 0;  // M of an optimizer step, over all ranks
   int64_t num_samples_ = 0;        // rows trained on

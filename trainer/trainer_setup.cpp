@@ -11,6 +11,7 @@
 #include "trainer/class_pictures.h"
 #include "dist/machine.h"
 #include "trainer/first_use_pack.h"
+#include "trainer/latent_cache.h"
 #include "trainer/lora_setup.h"
 #include "trainer/make_optimizer.h"
 #include "trainer/parameter_groups.h"
@@ -45,6 +46,7 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator, at::Device device)
   run_agreed(communicator_, "loading the base model", [&] { load_base(); });
   require_same(communicator_, "the base model", base_hash_);
   open_class_pack();
+  open_caches();
   run_agreed(communicator_, "building the adapter", [&] {
     inject_lora();
     restore();
@@ -127,8 +129,43 @@ void Trainer::load_base() {
   base_ = load_stable_diffusion(recipe_.model.pretrained_model_name_or_path, options);
   base_hash_ = base_model_hash(recipe_.model.pretrained_model_name_or_path, options);
   require_resolution_fits(recipe_, base_);
+  if (recipe_.train.gradient_checkpointing) {
+    base_.unet->enable_gradient_checkpointing();
+    if (recipe_.lora.train_text_encoder) base_.text_encoder->enable_gradient_checkpointing();
+    if (recipe_.lora.train_text_encoder && base_.is_sdxl()) base_.text_encoder_2->enable_gradient_checkpointing();
+  }
   loss_options_ = loss_options(recipe_, base_.noise_scheduler->config());
   const TimestepDistribution check(timestep_options(recipe_, base_.noise_scheduler->config().num_train_timesteps));
+}
+
+void Trainer::open_caches() {
+  const Recipe::Data& data = recipe_.data;
+  const std::filesystem::path folder = data.cache_dir.empty() ? output_dir_ / "cache" : std::filesystem::path(data.cache_dir);
+  // Where bits matter, those made by another kind of processor don't count.
+  const std::string arithmetic =
+      recipe_.train.deterministic
+          ? fmt::format("{}\n{} threads on {}", describe_arithmetic(), recipe_.distributed.threads_per_rank, device_.str())
+          : "";
+  const DataLoaderOptions options = loader_options();
+  if (data.cache_latents) {
+    const auto open = [&](const Pack& pack, int64_t num_images) {
+      return open_latent_cache(communicator_, pack, base_,
+                               {.folder = folder, .base_hash = base_hash_, .arithmetic = arithmetic, .transform = options.transform,
+                                .num_rows = num_images > 0 ? std::min(pack.num_samples(), num_images) : pack.num_samples()});
+    };
+    latents_ = open(*pack_, num_samples_);
+    if (class_pack_) class_latents_ = open(*class_pack_, recipe_.dreambooth.num_class_images);
+  }
+  if (data.cache_text_embeddings) {
+    texts_ = std::make_unique<TextCache>(communicator_, base_, texts_of(*pack_, options),
+                                         TextCacheOptions{.folder = folder, .base_hash = base_hash_, .arithmetic = arithmetic});
+  }
+  // Validation still needs all of them.
+  if (!recipe_.validation.validation_prompt.texts.empty()) return;
+  if (latents_) release_weights(*base_.vae);
+  if (!texts_ || changes_captions(options.captions)) return;
+  release_weights(*base_.text_encoder);
+  if (base_.is_sdxl()) release_weights(*base_.text_encoder_2);
 }
 
 void Trainer::inject_lora() {
@@ -172,8 +209,7 @@ void Trainer::restore() {
   trace_->init(adapter_);
 }
 
-void Trainer::start_loader() {
-  const World& world = communicator_.world();
+DataLoaderOptions Trainer::loader_options() const {
   const int64_t latent_side = recipe_.data.resolution / base_.vae_scale_factor();
   DataLoaderOptions options;
   options.seed = static_cast<uint64_t>(recipe_.seed);
@@ -203,6 +239,18 @@ void Trainer::start_loader() {
   options.tokenize = [tokenizer = base_.tokenizer](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
   if (base_.is_sdxl()) {
     options.tokenize_2 = [tokenizer = base_.tokenizer_2](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
+  }
+  return options;
+}
+
+void Trainer::start_loader() {
+  const World& world = communicator_.world();
+  DataLoaderOptions options = loader_options();
+  if (latents_) {
+    const bool both_sides = recipe_.data.random_flip;
+    options.read_moments = [this, both_sides](bool class_image, int64_t row, bool flipped, float* out) {
+      (class_image ? class_latents_ : latents_)->read_row(both_sides ? 2 * row + (flipped ? 1 : 0) : row, out);
+    };
   }
   const MicroBatchSchedule schedule(num_micro_batches_, world.rank, world.world_size, global_step_, *recipe_.train.max_train_steps);
   micro_batches_per_step_ = schedule.per_step();
