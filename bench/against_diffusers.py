@@ -5,8 +5,11 @@
 
 The script is part of a diffusers checkout (not of its wheel): github.com/huggingface/diffusers, examples/text_to_image.
 Both programs run whole, in turn, pinned to the same cores; both write a TensorBoard event at each step, and the times
-are those events' own. Printed: steps a second (median over the steps of all rounds, the first ten of each left out),
-and the time from the start of the program to its first step.
+are those events' own. Printed: steps a second (median over the steps of all rounds, the first --left-out of each left out),
+the time from the start of the program to its first step (a first start with caches fills them before), and its peak
+resident memory. The full size, with caches and gradient checkpointing beside it, in an hour or two of CPU:
+
+    ... --preset sd15 --resolution 256 --train-batch-size 1 --pictures 8 --steps 8 --left-out 2 --rounds 1
 """
 
 import argparse
@@ -24,14 +27,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STAMPS = "/usr/share/tuxpaint/stamps"
-LEFT_OUT = 10
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--script", required=True, help="train_text_to_image_lora.py of a diffusers checkout")
     parser.add_argument("--lorashard", default=os.path.join(REPO, "build/release/lorashard"))
-    parser.add_argument("--base", help="diffusers folder; default: lorashard init-base --preset tiny-sd15")
+    parser.add_argument("--base", help="diffusers folder; default: lorashard init-base --preset PRESET")
+    parser.add_argument("--preset", default="tiny-sd15", help="random base to make: tiny-sd15, sd15, ...")
+    parser.add_argument("--left-out", type=int, default=10, help="first steps of each run that don't count")
+    parser.add_argument("--only", nargs="*", default=[], help="contenders whose name holds one of these words, and the script")
     parser.add_argument("--pictures", type=int, default=128, help="captioned pictures taken from tuxpaint's stamps")
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--train-batch-size", type=int, default=4)
@@ -93,7 +98,7 @@ def script_command(args, base, pictures, out):
             "--report_to=tensorboard"]
 
 
-def lorashard_command(args, base, pack, out, threads, deterministic):
+def lorashard_command(args, base, pack, out, threads, deterministic, caches, gradient_checkpointing):
     recipe = out + ".toml"
     with open(recipe, "w", encoding="utf-8") as file:
         file.write(f"""task = "text_to_image"
@@ -107,7 +112,10 @@ resolution = {args.resolution}
 center_crop = true
 random_flip = true
 dataloader_num_workers = 1
+cache_latents = {str(caches).lower()}
+cache_text_embeddings = {str(caches).lower()}
 [train]
+gradient_checkpointing = {str(gradient_checkpointing).lower()}
 train_batch_size = {args.train_batch_size}
 total_batch_size = {args.train_batch_size}
 max_train_steps = {args.steps}
@@ -128,26 +136,31 @@ def main():
     base, pictures, pack = args.base or work + "/base", work + "/pictures", work + "/pack"
     if not args.base:
         vocabulary = os.path.join(REPO, ".venv/share/lorashard/bpe_simple_vocab_16e6.txt.gz")
-        subprocess.run([args.lorashard, "init-base", "--preset", "tiny-sd15", "--vocabulary", vocabulary, base],
+        subprocess.run([args.lorashard, "init-base", "--preset", args.preset, "--vocabulary", vocabulary, base],
                        check=True, capture_output=True)
     picture_folder(pictures, args.pictures)
     subprocess.run([args.lorashard, "pack", pictures, "--out", pack], check=True, capture_output=True)
 
-    def lorashard(deterministic):
-        return lambda out: lorashard_command(args, base, pack, out, len(cores), deterministic)
+    def lorashard(deterministic=True, caches=False, gradient_checkpointing=False):
+        return lambda out: lorashard_command(args, base, pack, out, len(cores), deterministic, caches, gradient_checkpointing)
 
     contenders = {
         "diffusers script": (lambda out: script_command(args, base, pictures, out), "train_loss"),
-        "lorashard": (lorashard(True), "train/loss"),
-        "lorashard, deterministic = false": (lorashard(False), "train/loss"),
+        "lorashard": (lorashard(), "train/loss"),
+        "lorashard, deterministic = false": (lorashard(deterministic=False), "train/loss"),
+        "lorashard, caches": (lorashard(caches=True), "train/loss"),
+        "lorashard, caches, gradient checkpointing": (lorashard(caches=True, gradient_checkpointing=True), "train/loss"),
     }
+    if args.only:
+        contenders = {name: contender for name, contender in contenders.items()
+                      if name == "diffusers script" or any(word in name for word in args.only)}
     steps, starts, memory = ({name: [] for name in contenders} for _ in range(3))
     for round_number in range(args.rounds):
         for name, (command, tag) in contenders.items():
             out = f"{work}/out-{round_number}-{list(contenders).index(name)}"
             start, peak = run(command(out), cores, len(cores))
             times = step_times(out, tag)
-            steps[name] += [b - a for a, b in zip(times[LEFT_OUT:], times[LEFT_OUT + 1:])]
+            steps[name] += [b - a for a, b in zip(times[args.left_out:], times[args.left_out + 1:])]
             starts[name].append(times[0] - start)
             memory[name].append(peak)
     shutil.rmtree(work)
@@ -160,7 +173,7 @@ def main():
     for name, f in figures.items():
         f["steps_per_second_ratio"] = peer["step_ms"] / f["step_ms"]
         f["start_ratio"] = peer["start_to_first_step_s"] / f["start_to_first_step_s"]
-        print(f"{name:34s} {f['step_ms']:8.1f} ms a step ({f['steps_per_second_ratio']:.2f}x)   first step after "
+        print(f"{name:42s} {f['step_ms']:8.1f} ms a step ({f['steps_per_second_ratio']:.2f}x)   first step after "
               f"{f['start_to_first_step_s']:6.2f} s ({f['start_ratio']:.1f}x sooner)   {f['peak_resident_mib']:7.0f} MiB",
               file=sys.stderr)
     if args.json:
