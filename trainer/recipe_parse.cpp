@@ -112,18 +112,6 @@ struct SetFromToml {
     }
     return "";
   }
-  template <class T>
-  std::string operator()(std::map<std::string, T>* member) {
-    const auto* values = node.as_table();
-    if (!values) return found_in_words(node);
-    member->clear();
-    for (const auto& [key, value] : *values) {
-      const std::string name(key.str());
-      if (const std::string wrong = check_string(name); !wrong.empty()) return wrong + " in it";
-      if (const std::string found = SetFromToml{value}(&(*member)[name]); !found.empty()) return found + " in it";
-    }
-    return "";
-  }
   std::string operator()(StringOrArray* member) {
     const auto* text = node.as_string();
     if (!text) return (*this)(&member->texts);

@@ -32,13 +32,6 @@ struct ToToml {
     for (const std::string& value : *values) text += (text.empty() ? "" : ", ") + string_as_toml(value);
     return "[" + text + "]";
   }
-  template <class T>
-  std::string operator()(const std::map<std::string, T>* values) {
-    std::string text;
-    for (const auto& [key, value] : *values)
-      text += fmt::format("{}{} = {}", text.empty() ? "" : ", ", string_as_toml(key), (*this)(&value));
-    return text.empty() ? "{}" : "{ " + text + " }";
-  }
   std::string operator()(const StringOrArray* values) { return (*this)(&values->texts); }
 };
 

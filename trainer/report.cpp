@@ -66,8 +66,10 @@ std::string describe(const Recipe& recipe) {
 
 /// The pictures of the first slots of the run, each once, with the crop and the flip they were trained with.
 std::vector<ReportPicture> first_pictures(const Recipe& recipe, const Pack& pack, int64_t num_samples) {
-  const TransformOptions options{recipe.data.resolution, recipe.data.center_crop, recipe.data.random_flip,
-                                 parse_interpolation(recipe.data.image_interpolation_mode)};
+  const TransformOptions options{.resolution = recipe.data.resolution,
+                                 .center_crop = recipe.data.center_crop,
+                                 .random_flip = recipe.data.random_flip,
+                                 .interpolation = parse_interpolation(recipe.data.image_interpolation_mode)};
   const auto seed = static_cast<uint64_t>(recipe.seed);
   const int64_t side = options.resolution;
   const auto planes = at::empty({3, side, side}, at::kFloat);
