@@ -40,6 +40,7 @@ struct CheckpointBackward : torch::autograd::Node {
       const c10::AutoGradMode enable(true);
       output = f(leaves);
     }
+    if (!output.requires_grad()) return results;  // nothing inside wants a gradient, nor does an input
     torch::autograd::backward({output}, {grads[0]});
     for (size_t i = 0; i < leaves.size(); ++i) {
       if (wants_grad[i]) results[i] = leaves[i].grad();
