@@ -15,6 +15,7 @@ namespace {
 /// Two pictures and captions as the loader would give them for `base`.
 Batch batch_for(const StableDiffusion& base) {
   Batch batch;
+  batch.sample_ids = {0, 1};
   batch.captions = {"a red cat", "a blue dog"};
   batch.images = {{.original_size = {1001, 700}, .crop_top = 17, .crop_left = 3}, {.original_size = {64, 80}, .crop_left = 16}};
   batch.pixel_values = at::linspace(-1, 1, 2 * 3 * 64 * 64).reshape({2, 3, 64, 64});
@@ -62,15 +63,15 @@ TEST_F(SdxlConditioning, TheVaeAndTheTimeIdsStayFp32UnderABf16Unet) {
   EXPECT_TRUE(at::equal(out.latents, encode(full, batch, true).latents));
   EXPECT_EQ(out.encoder_hidden_states.scalar_type(), at::kBFloat16);
   EXPECT_EQ(out.add_time_ids[0][0].item<float>(), 1001.0f) << "bf16 would round it to 1000";
-  EXPECT_TRUE(std::isfinite(diffusion_loss(half, out, batch).loss.item<double>()));
+  EXPECT_TRUE(std::isfinite(diffusion_loss(half, out, batch, {}).loss.item<double>()));
 }
 
 TEST_F(SdxlConditioning, TheTimeIdsReachTheUnet) {
   const StableDiffusion base = load(at::kFloat);
   Batch batch = batch_for(base);
-  const at::Tensor before = diffusion_loss(base, encode(base, batch, true), batch).model_pred;
+  const at::Tensor before = diffusion_loss(base, encode(base, batch, true), batch, {}).model_pred;
   batch.images[1].crop_left = 0;
-  const at::Tensor after = diffusion_loss(base, encode(base, batch, true), batch).model_pred;
+  const at::Tensor after = diffusion_loss(base, encode(base, batch, true), batch, {}).model_pred;
   EXPECT_TRUE(at::equal(before[0], after[0]));
   EXPECT_FALSE(at::equal(before[1], after[1]));
 }
