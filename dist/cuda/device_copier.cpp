@@ -1,5 +1,6 @@
 #include "dist/cuda/device_copier.h"
 
+#include <c10/core/GradMode.h>
 #include <ATen/ATen.h>
 #include <ATen/cuda/CUDAEvent.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -22,7 +23,7 @@ class PinnedCopier final : public DeviceCopier {
   ~PinnedCopier() override { stream_.synchronize(); }
 
   void begin(const std::vector<at::Tensor>& host) override {
-    const at::NoGradGuard no_grad;
+    const c10::NoGradGuard no_grad;
     newest_ ^= 1;
     Buffers& buffers = buffers_[newest_];
     buffers.copied.synchronize();  // of two batches ago: over long since, unless the host is two batches ahead
