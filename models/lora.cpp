@@ -137,7 +137,7 @@ void LoraAdapter::allocate(uint64_t seed) {
     if (module.use_dora) {
       pair.magnitude = make_parameter(module.offset + down + up, {module.layer->weight.size(0)});
       const at::NoGradGuard no_grad;
-      pair.magnitude.copy_(dora_norm(module.layer->weight, pair));
+      pair.magnitude.copy_(dora_norm(module.layer->weight.to(at::kCPU), pair));  // the adapter is here until to()
     }
     module.layer->lora = std::move(pair);
   }

@@ -94,8 +94,9 @@ void Trainer::train() {
   run_agreed(communicator_, "exporting the adapter", [&] {
     if (!is_main()) return;
     lease_->require_held();
-    export_adapter(adapter_, exported_parameters(state()), output_dir_);
-    export_other_formats(adapter_, exported_parameters(state()), base_, recipe_, output_dir_);
+    const at::Tensor exported = exported_parameters(state()).cpu();
+    export_adapter(adapter_, exported, output_dir_);
+    export_other_formats(adapter_, exported, base_, recipe_, output_dir_);
     const auto sheet = newest_sample_sheet(output_dir_);
     write_model_card(output_dir_, recipe_,
                      {.num_samples = num_samples_, .global_step = global_step_, .num_parameters = adapter_.num_parameters(),
