@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <fmt/ranges.h>
 
 #include <chrono>
 
@@ -212,7 +213,7 @@ void Trainer::make_checkpoint_writer() {
   what.pack_hash = data_hash();
   what.base_hash = base_hash_;
   for (const LoraParameter& p : adapter_.parameters()) {
-    what.parameter_keys.push_back(fmt::format("{} {}x{}", p.key, p.value.size(0), p.value.size(1)));
+    what.parameter_keys.push_back(fmt::format("{} {}", p.key, fmt::join(p.value.sizes(), "x")));
   }
   checkpoint_writer_ = std::make_unique<CheckpointWriter>(what, recipe_.checkpoint.on_disk_full == "continue",
                                                           [this](const TrainingState& copy) { save_checkpoint(copy); });
