@@ -134,9 +134,10 @@ void load_diffusers(LoraAdapter& adapter, const StateDict& state, const std::str
 
 Adapter to_adapter(const LoraAdapter& adapter, const at::Tensor& flat_parameters) {
   Adapter result;
+  const at::Tensor flat = flat_parameters.cpu();
   for (const LoraModule& module : adapter.modules()) {
     const auto part = [&](int64_t offset, at::IntArrayRef sizes) {
-      return flat_parameters.narrow(0, module.offset + offset, c10::multiply_integers(sizes)).view(sizes).clone();
+      return flat.narrow(0, module.offset + offset, c10::multiply_integers(sizes)).view(sizes).clone();
     };
     AdapterModule copy{.component = module.component, .path = module.path};
     copy.tensors["down"] = part(0, module.down_sizes());
