@@ -26,7 +26,7 @@ bool is_plain(const LoraPair& lora) { return !lora.magnitude.defined() && !drops
 
 at::Tensor dora_norm(const at::Tensor& weight, const LoraPair& lora) {
   const at::NoGradGuard no_grad;
-  const at::Tensor low_rank = at::mm(lora.up.flatten(1), lora.down.flatten(1));
+  const at::Tensor low_rank = at::mm(lora.up.flatten(1), lora.down.flatten(1)).to(weight.device());
   return at::linalg_vector_norm(weight.flatten(1).to(at::kFloat) + low_rank * lora.scale, 2, at::IntArrayRef{1});
 }
 
