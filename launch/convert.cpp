@@ -43,7 +43,7 @@ void convert(const Options& options) {
   const Adapter adapter = read_adapter(options.in, names);
   const ConvertResult result = as_lora(adapter, how);
   WriteOptions write{.names = names, .base_model_name = options.base};
-  write.is_sdxl = options.base.empty() ? adapter.is_sdxl() : !base.unet->config().addition_embed_type.empty();
+  write.is_sdxl = options.base.empty() ? adapter.is_sdxl() : base.is_sdxl();
   std::error_code fails_below;
   if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path(), fails_below);
   write_adapter(path, result.adapter, format, write);

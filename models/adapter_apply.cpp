@@ -123,6 +123,7 @@ AdaptableLayers adaptable_layers(const StableDiffusion& base) {
   AdaptableLayers layers;
   add_layers(layers, "unet", *base.unet);
   add_layers(layers, "text_encoder", *base.text_encoder);
+  if (base.is_sdxl()) add_layers(layers, "text_encoder_2", *base.text_encoder_2);
   return layers;
 }
 
