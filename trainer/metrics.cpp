@@ -94,6 +94,7 @@ struct Metrics::Impl {
 
   fs::path file;
   int descriptor = -1;
+  std::string unwritten;  // lines that found no room: they come with the next one
   int64_t max_train_steps = 0;
   std::unique_ptr<EventFile> events;
   double last_wall_s = 0;
@@ -121,7 +122,9 @@ Metrics::Metrics(const fs::path& output_dir, const std::vector<std::string>& rep
 Metrics::~Metrics() { log::status(""); }
 
 void Metrics::write(const StepMetrics& metrics) {
-  append_whole(impl_->descriptor, json_line(metrics), impl_->file);
+  impl_->unwritten += json_line(metrics);
+  append_whole(impl_->descriptor, impl_->unwritten, impl_->file);
+  impl_->unwritten.clear();
   if (impl_->events) impl_->report(metrics);
   impl_->show(metrics);
 }

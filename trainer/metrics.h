@@ -29,7 +29,7 @@ class Metrics {
   Metrics(const std::filesystem::path& output_dir, const std::vector<std::string>& report_to, const std::string& logging_dir,
           int64_t first_step, int64_t max_train_steps);
   ~Metrics();
-  /// When there is no room for the whole line none of it stays. Throws Error(io).
+  /// When there is no room for the whole line none of it stays, and it is written with the next. Throws Error(io).
   void write(const StepMetrics& metrics);
   /// A picture for TensorBoard, where it is reported to: a PNG file. Throws Error(io).
   void picture(const std::string& tag, int64_t step, const std::string& png);

@@ -1,8 +1,11 @@
 #include "trainer/metrics.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <cmath>
+#include <csignal>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -69,6 +72,25 @@ TEST(Metrics, ALineIsInTheFileAsSoonAsItsStepIsOver) {
     metrics.write(at_step(step));
     EXPECT_EQ(steps(folder).size(), size_t(step));
   }
+}
+
+TEST(Metrics, ALineThatFoundNoRoomComesWithTheNext) {
+  TempDir folder;
+  Metrics metrics(folder.path(), {}, "logs", 0, 100);
+  metrics.write(at_step(1));
+  const auto before = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit whole{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &whole), 0);
+  rlimit little = whole;
+  little.rlim_cur = std::filesystem::file_size(folder / "metrics.jsonl") + 10;
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &little), 0);
+  EXPECT_THROW(metrics.write(at_step(2)), Error);
+  EXPECT_THROW(metrics.write(at_step(3)), Error);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &whole), 0);
+  std::signal(SIGXFSZ, before);
+  EXPECT_EQ(steps(folder), std::vector<int64_t>({1}));
+  metrics.write(at_step(4));
+  EXPECT_EQ(steps(folder), std::vector<int64_t>({1, 2, 3, 4}));
 }
 
 TEST(Metrics, WhatIsNotFiniteIsNull) {
