@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <mutex>
 #include <utility>
 
@@ -187,7 +188,11 @@ Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::vector<std:
   if (!S_ISREG(status.st_mode)) broken(path_, "opening it: it is no regular file");
   file_bytes_ = static_cast<uint64_t>(status.st_size);
   const Lock lock;
+  errno = 0;
   Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access_properties()), H5Fclose);
+  // A signature that can't be read is to HDF5 the same as a wrong one.
+  if (file < 0 && (errno == EIO || errno == ESTALE || errno == ETIMEDOUT))
+    throw errno_error(fmt::format("opening shard '{}'", path.string()));
   if (file < 0) broken(path_, fmt::format("opening it: {}", hdf5_cause()));
   file_ = file;
   std::vector<std::string> expected = names;

@@ -1,5 +1,5 @@
 // LD_PRELOAD: makes the k-th call of one kind fail, for files whose path holds FAULT_PATH. Set by the environment
-// (FAULT_CALL, FAULT_ERRNO, FAULT_AT, FAULT_TIMES, FAULT_PATH), or from inside the process by fault_arm().
+// (FAULT_CALL, FAULT_ERRNO, FAULT_AT, FAULT_TIMES, FAULT_PATH; FAULT_WORKERS: not in the main thread), or from inside the process by fault_arm().
 // FAULT_ERRNO "short": write() writes a part and succeeds; "stall": a read waits three seconds and succeeds. Calls of
 // threads that race are counted one by one.
 #define _GNU_SOURCE
@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 static char call_name[32], path_part[256];
-static int fault_errno, is_short, is_stall;
+static int fault_errno, is_short, is_stall, workers_only;
 static long fault_at, fault_times, calls, fired;
 
 // From the `at`-th call on, `times` of them fail (0: all).
@@ -46,11 +46,13 @@ __attribute__((constructor)) static void arm_from_environment(void) {
   const char* times = getenv("FAULT_TIMES");
   const char* error = getenv("FAULT_ERRNO");
   const char* path = getenv("FAULT_PATH");
+  workers_only = getenv("FAULT_WORKERS") != NULL;
   fault_arm(call, error ? error : "EIO", at ? atol(at) : 1, times ? atol(times) : 0, path ? path : "");
 }
 
 static int fails_path(const char* call, const char* path) {
   if (strcmp(call, call_name) != 0 || !path || !strstr(path, path_part)) return 0;
+  if (workers_only && gettid() == getpid()) return 0;
   const long k = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
   if (k < fault_at || (fault_times && k >= fault_at + fault_times)) return 0;
   ++fired;

@@ -36,8 +36,8 @@ def undisturbed(work):
     return adapter_hash(work / "undisturbed")
 
 
-def faulty(shim, call, error, path, at=1, times=0):
-    fault = {"LD_PRELOAD": shim, "FAULT_CALL": call, "FAULT_ERRNO": error, "FAULT_PATH": path, "FAULT_AT": at, "FAULT_TIMES": times}
+def faulty(shim, call, error, path, at=1, times=0, **more):
+    fault = {**more, "LD_PRELOAD": shim, "FAULT_CALL": call, "FAULT_ERRNO": error, "FAULT_PATH": path, "FAULT_AT": at, "FAULT_TIMES": times}
     return {**os.environ, **{name: str(value) for name, value in fault.items()}}
 
 
@@ -47,10 +47,18 @@ def test_a_file_system_without_locks_is_good_enough(work, undisturbed, shim):
     assert adapter_hash(work / "no-locks") == undisturbed
 
 
-@pytest.mark.parametrize("call, error", [("pread", "ESTALE"), ("pread", "EIO")])
-def test_a_read_of_the_pack_that_fails_for_a_moment_is_tried_again(work, undisturbed, shim, call, error):
+@pytest.mark.parametrize("error", ["ESTALE", "EIO"])
+def test_a_pack_that_cannot_be_opened_for_a_moment_is_tried_again(work, undisturbed, shim, error):
+    name = f"opening-{error}"
+    said = lorashard("train", recipe(work, name), env=faulty(shim, "pread", error, "shard-0", at=2, times=2)).stderr
+    assert said.count("trying again") == 1 and "shard-0" in said, said
+    assert adapter_hash(work / name) == undisturbed
+
+
+@pytest.mark.parametrize("error", ["ESTALE", "EIO"])
+def test_a_read_of_a_picture_that_fails_for_a_moment_is_tried_again(work, undisturbed, shim, error):
     name = f"moment-{error}"
-    said = lorashard("train", recipe(work, name), env=faulty(shim, call, error, "shard-0", at=4, times=3)).stderr
+    said = lorashard("train", recipe(work, name), env=faulty(shim, "pread", error, "shard-0", at=4, times=3, FAULT_WORKERS=1)).stderr
     assert said.count("trying again") == 1 and "shard-0" in said, said
     assert adapter_hash(work / name) == undisturbed
 
@@ -59,13 +67,13 @@ def test_a_read_of_the_pack_that_fails_for_a_moment_is_tried_again(work, undistu
 def test_a_read_of_the_pack_that_keeps_failing_ends_the_run_with_74_and_its_name(work, shim, error, text):
     name = f"lasting-{error}"
     since = time.monotonic()
-    said = lorashard("launch", recipe(work, name), "--ranks", 2, code=74, env=faulty(shim, "pread", error, "shard-0", at=4)).stderr
+    said = lorashard("launch", recipe(work, name), "--ranks", 2, code=74, env=faulty(shim, "pread", error, "shard-0", at=4, FAULT_WORKERS=1)).stderr
     print(f"\n{error} of every read of a shard: exit code 74 after {time.monotonic() - since:.1f} s, with the start")
     assert text in said and "shard-0" in said and "sample" in said and "trying again" in said, said
 
 
 def test_reads_that_stand_still_for_seconds_change_nothing(work, undisturbed, shim):
-    environment = faulty(shim, "pread", "stall", "shard-0", at=5, times=2)
+    environment = faulty(shim, "pread", "stall", "shard-0", at=5, times=2, FAULT_WORKERS=1)
     said = lorashard("launch", recipe(work, "stalls", distributed__collective_timeout_s=3), "--ranks", 2, env=environment).stderr
     assert "is lost" not in said and adapter_hash(work / "stalls") == undisturbed
 
