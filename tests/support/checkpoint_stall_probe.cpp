@@ -21,6 +21,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using lorashard::CheckpointWriter;
+using lorashard::checkpoint_bytes;
+using lorashard::read_checkpoint;
+using lorashard::remove_old_checkpoints;
+using lorashard::write_checkpoint;
 
 double ms_since(Clock::time_point start) { return std::chrono::duration<double, std::milli>(Clock::now() - start).count(); }
 
