@@ -5,11 +5,16 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros_like.h>
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <span>
+#include <vector>
 
+#include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/philox.h"
 #include "models/sampling_scheduler.h"
@@ -35,15 +40,53 @@ void require_side(const StableDiffusion& base, const char* what, int64_t side) {
 /// Where the UNet's weights are, and so where pictures are made.
 at::Device device_of(const StableDiffusion& base) { return base.unet->named_parameters().front().value().device(); }
 
-/// What the UNet is told of the prompt: [1, L, D], with guidance [2, L, D], the negative prompt first.
-at::Tensor encode_prompt(const StableDiffusion& base, const TextToImageOptions& options, bool with_guidance) {
-  // One text a call, as in training: kernels choose by the batch's shape.
-  const auto encode = [&](const std::string& text) {
-    const at::Tensor input_ids = (*base.tokenizer)({text}).to(device_of(base));
-    return base.text_encoder->forward(input_ids).last_hidden_state.to(base.dtype);
-  };
-  const at::Tensor embeds = encode(options.prompt);
-  return with_guidance ? at::cat({encode(options.negative_prompt), embeds}) : embeds;
+/// What the UNet is told of the prompt, for one row or, with guidance, two: the negative prompt's first.
+struct PromptEmbeds {
+  at::Tensor hidden_states;  // [rows, L, cross_attention_dim]
+  AddedConditions added;     // SDXL's
+};
+
+/// Of one text, rows = 1, without time_ids. One text a call, as in training: kernels choose by the batch's shape.
+PromptEmbeds encode_text(const StableDiffusion& base, const std::string& text) {
+  const at::Device device = device_of(base);
+  const CLIPTextOutput first = base.text_encoder->forward((*base.tokenizer)({text}).to(device));
+  if (!base.is_sdxl()) return {first.last_hidden_state.to(base.dtype), {}};
+  const CLIPTextOutput second = base.text_encoder_2->forward((*base.tokenizer_2)({text}).to(device));
+  return {at::cat({first.penultimate_hidden_state, second.penultimate_hidden_state}, -1).to(base.dtype),
+          {.text_embeds = second.pooled.to(base.dtype), .time_ids = {}}};
+}
+
+/// force_zeros_for_empty_prompt of SDXL's model_index.json: without a negative prompt its embeddings are zeros.
+bool forces_zeros(const StableDiffusion& base) {
+  const auto file = base.folder / "model_index.json";
+  if (!base.is_sdxl() || !std::filesystem::is_regular_file(file)) return base.is_sdxl();
+  const auto json = nlohmann::json::parse(read_file(file, 1 << 20), nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return true;
+  const auto setting = json.find("force_zeros_for_empty_prompt");
+  return setting == json.end() || !setting->is_boolean() || setting->get<bool>();
+}
+
+PromptEmbeds encode_prompt(const StableDiffusion& base, const TextToImageOptions& options, bool with_guidance) {
+  PromptEmbeds embeds = encode_text(base, options.prompt);
+  if (with_guidance) {
+    PromptEmbeds negative;
+    if (options.negative_prompt.empty() && forces_zeros(base)) {
+      negative = {at::zeros_like(embeds.hidden_states),
+                  {.text_embeds = at::zeros_like(embeds.added.text_embeds), .time_ids = {}}};
+    } else {
+      negative = encode_text(base, options.negative_prompt);
+    }
+    embeds.hidden_states = at::cat({negative.hidden_states, embeds.hidden_states});
+    if (base.is_sdxl()) embeds.added.text_embeds = at::cat({negative.added.text_embeds, embeds.added.text_embeds});
+  }
+  if (base.is_sdxl()) {
+    // A picture that was never cropped or scaled, for both rows.
+    const auto height = static_cast<float>(options.height), width = static_cast<float>(options.width);
+    embeds.added.time_ids = at::tensor(std::vector<float>{height, width, 0, 0, height, width})
+                                .repeat({embeds.hidden_states.size(0), 1})
+                                .to(device_of(base));
+  }
+  return embeds;
 }
 
 std::unique_ptr<SamplingScheduler> scheduler_of(const StableDiffusion& base, const TextToImageOptions& options) {
@@ -59,9 +102,11 @@ SamplingConfig sampling_config_of(const StableDiffusion& base) {
   if (std::filesystem::is_regular_file(file)) {
     config = read_sampling_config(file);
     // StableDiffusionPipeline.__init__ corrects two outdated settings, where a file has them.
-    if (config.steps_offset) config.steps_offset = 1;
-    if (config.clip_sample) config.clip_sample = false;
+    if (config.steps_offset && !base.is_sdxl()) config.steps_offset = 1;
+    if (config.clip_sample && !base.is_sdxl()) config.clip_sample = false;
   } else {
+    // A base in one file: what the scheduler folders of SD 1.5, SD 2.1 and SDXL's base agree on.
+    if (base.is_sdxl()) config.timestep_spacing = "leading";
     config.steps_offset = 1;
     config.set_alpha_to_one = config.clip_sample = false;
     config.skip_prk_steps = true;
@@ -95,7 +140,7 @@ at::Tensor denoise(const StableDiffusion& base, const TextToImageOptions& option
   const at::Device device = device_of(base);
   const bool with_guidance = options.guidance_scale > 1;
   const auto scheduler = scheduler_of(base, options);
-  const at::Tensor prompt_embeds = encode_prompt(base, options, with_guidance);
+  const PromptEmbeds prompt = encode_prompt(base, options, with_guidance);
   const auto calls = static_cast<int64_t>(scheduler->timesteps().size());
 
   at::Tensor latents = noise.to(device) * scheduler->init_noise_sigma();
@@ -106,7 +151,7 @@ at::Tensor denoise(const StableDiffusion& base, const TextToImageOptions& option
     const at::Tensor shown = with_guidance ? at::cat({latents, latents}) : latents;
     const at::Tensor input = scheduler->scale_model_input(shown).to(base.dtype);
     const at::Tensor timesteps = at::full({input.size(0)}, timestep, at::dtype(at::kFloat).device(device));
-    at::Tensor prediction = base.unet->forward(input, timesteps, prompt_embeds).to(at::kFloat);
+    at::Tensor prediction = base.unet->forward(input, timesteps, prompt.hidden_states, prompt.added).to(at::kFloat);
 
     // 2. Away from what the negative prompt predicts.
     if (with_guidance) {

@@ -1,6 +1,7 @@
-// A prompt to a picture: diffusers' StableDiffusionPipeline.__call__ (pipelines/stable_diffusion) without its safety
-// checker. Validation, `lorashard generate` and DreamBooth's class pictures call it. A picture is a pure function of
-// the base (with the LoRA it carries), the options and its number, whoever makes it: one picture a call.
+// A prompt to a picture: __call__ of diffusers' StableDiffusionPipeline (without its safety checker) and
+// StableDiffusionXLPipeline (without a watermark). Validation, `lorashard generate` and DreamBooth's class pictures
+// call it. A picture is a pure function of the base (with the LoRA it carries), the options and its number, whoever
+// makes it: one picture a call.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -14,7 +15,8 @@
 namespace lorashard {
 
 struct TextToImageOptions {
-  std::string prompt, negative_prompt = {};
+  std::string prompt,
+      negative_prompt = {};       ///< SDXL: an empty negative prompt means zeros, as its pipeline does by default
   int64_t height = 0, width = 0;  ///< pixels; 0: what the base was made for
   int64_t num_inference_steps = 25;
   double guidance_scale = 7.5;            ///< 1 or less: no guidance, and negative_prompt has no meaning

@@ -1,4 +1,4 @@
-"""Whole pictures against diffusers' StableDiffusionPipeline from the same noise: latents to 1e-4 of their norm, pixels to one
+"""Whole pictures against diffusers' StableDiffusionPipeline and StableDiffusionXLPipeline from the same noise: latents to 1e-4 of their norm, pixels to one
 grey level, on the small random bases of init-base."""
 
 import os
@@ -23,13 +23,19 @@ PROMPT, NEGATIVE = "a red house by the sea, watercolour", "blurry"
 LATENTS_TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=["tiny-sd15", "tiny-sd21"])
+def load(folder):
+    if "sdxl" in folder.name:
+        return diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    return diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+@pytest.fixture(scope="module", params=["tiny-sd15", "tiny-sd21", "tiny-sdxl"])
 def base(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base") / request.param
     subprocess.run([LORASHARD, "init-base", "--preset", request.param, "--vocabulary", VOCABULARY, folder], check=True)
     torch.set_num_threads(1)
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline = load(folder)
     pipeline.set_progress_bar_config(disable=True)
     return folder, pipeline
 
@@ -43,10 +49,8 @@ def make(base, folder, scheduler="dpmsolver++", karras=False, guidance=7.5, nega
                         "steps": str(steps), "guidance_scale": str(guidance), "height": str(height), "width": str(width)})
     subprocess.run([PROBE, "picture", path, folder / "in.safetensors", folder / "out.safetensors"], check=True,
                    env={**os.environ, "OMP_NUM_THREADS": "1"})
-    loaded = diffusers.StableDiffusionPipeline.from_pretrained(
-        path, safety_checker=None, feature_extractor=None, requires_safety_checker=False).scheduler
-    pipeline.scheduler = CLASSES[scheduler].from_config(loaded.config, **({"use_karras_sigmas": True} if karras else {}))
-    call = dict(prompt=PROMPT, negative_prompt=negative, num_inference_steps=steps, guidance_scale=guidance, latents=noise,
+    pipeline.scheduler = CLASSES[scheduler].from_config(load(path).scheduler.config, **({"use_karras_sigmas": True} if karras else {}))
+    call = dict(prompt=PROMPT, negative_prompt=negative or None, num_inference_steps=steps, guidance_scale=guidance, latents=noise,
                 height=height, width=width)
     latents = pipeline(**call, output_type="latent").images
     pixels = numpy.asarray(pipeline(**call, output_type="pil").images[0])
