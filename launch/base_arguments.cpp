@@ -1,6 +1,41 @@
 #include "launch/base_arguments.h"
 
+#include <fmt/core.h>
+
+#include <charconv>
+#include <cmath>
+#include <optional>
+
+#include "dist/error.h"
+
 namespace lorashard {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kAdapterName = "pytorch_lora_weights.safetensors";
+
+std::optional<double> number(const std::string& text) {
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stopped, code] = std::from_chars(text.data(), end, value);
+  if (text.empty() || code != std::errc() || stopped != end || !std::isfinite(value)) return std::nullopt;
+  return value;
+}
+
+LoraArgument parse_lora_argument(const std::string& text) {
+  LoraArgument lora{.file = text};
+  if (const size_t colon = text.rfind(':'); colon != text.npos && !fs::exists(text)) {
+    if (const auto scale = number(text.substr(colon + 1))) lora = {text.substr(0, colon), *scale};
+  }
+  if (!fs::exists(lora.file)) {
+    throw Error(ErrorKind::usage, fmt::format("--lora '{}': there is no file '{}'", text, lora.file.string()),
+                "give FILE or FILE:SCALE, or the output_dir of a run");
+  }
+  return lora;
+}
+
+}  // namespace
 
 void add_base_arguments(CLI::App& command, BaseArguments& arguments) {
   command.add_option("--base", arguments.folder, "base model: a folder in diffusers layout")->required();
@@ -15,6 +50,30 @@ StableDiffusion load_base(const BaseArguments& arguments) {
                                {.variant = arguments.variant,
                                 .vae_folder = arguments.vae_folder,
                                 .dtype = arguments.mixed_precision == "bf16" ? at::kBFloat16 : at::kFloat});
+}
+
+CLI::Option* add_lora_argument(CLI::App& command, std::vector<std::string>& arguments) {
+  return command
+      .add_option("--lora", arguments, "FILE[:SCALE]: an adapter and how much of it [1]; may be given several times")
+      ->allow_extra_args(false);
+}
+
+std::vector<LoraArgument> parse_lora_arguments(const std::vector<std::string>& arguments) {
+  std::vector<LoraArgument> loras;
+  for (const std::string& argument : arguments) loras.push_back(parse_lora_argument(argument));
+  return loras;
+}
+
+std::vector<std::string> in_words(const std::vector<LoraArgument>& loras) {
+  std::vector<std::string> words;
+  for (const LoraArgument& lora : loras) {
+    const fs::path whole = fs::weakly_canonical(lora.file);
+    const bool by_folder = whole.filename() == kAdapterName;
+    const fs::path named = by_folder ? whole.parent_path() : whole;
+    words.push_back(fmt::format("{}:{:g}", fs::is_directory(named) ? named.filename().string() : named.stem().string(),
+                                lora.scale));
+  }
+  return words;
 }
 
 }  // namespace lorashard

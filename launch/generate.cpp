@@ -18,6 +18,8 @@
 #include "launch/as_rank.h"
 #include "launch/base_arguments.h"
 #include "launch/commands.h"
+#include "models/adapter_apply.h"
+#include "models/adapter_file.h"
 #include "models/sampling_scheduler.h"
 #include "trainer/picture_maker.h"
 #include "trainer/sample_grid.h"
@@ -30,6 +32,7 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   BaseArguments base;
+  std::vector<std::string> loras;
   TextToImageOptions picture;
   std::string out;
   uint64_t first_image = 0;
@@ -59,24 +62,27 @@ void write_png(const fs::path& path, const std::vector<uint8_t>& png) {
 
 /// All pictures with their settings, for those who look at them side by side.
 std::vector<uint8_t> sheet(const std::vector<PictureJob>& jobs, const std::vector<Image>& pictures,
-                           const std::string& model) {
+                           const std::string& model, const std::vector<std::string>& adapters) {
   const TextToImageOptions& o = jobs.front().options;
   SampleGrid grid;
-  grid.title = model;
+  grid.title = adapters.empty() ? model : fmt::format("{}", fmt::join(adapters, " + "));
+  grid.origin = adapters.empty() ? "no adapter" : "on " + model;
   grid.settings = {scheduler_in_words(o), fmt::format("{} steps", o.num_inference_steps),
                    o.guidance_scale > 1 ? fmt::format("guidance {:g}", o.guidance_scale) : "no guidance",
                    fmt::format("seed {}", o.seed), fmt::format("{}x{}", o.width, o.height)};
   if (!o.negative_prompt.empty()) grid.settings.push_back("negative: " + o.negative_prompt);
   grid.rows.push_back({o.prompt, pictures, {}});
   for (const PictureJob& job : jobs) grid.rows[0].labels.push_back(fmt::format("#{}", job.number));
-  return add_png_text(encode_png(draw_sample_grid(grid)), "parameters", picture_parameters(jobs.front(), model, {}));
+  return add_png_text(encode_png(draw_sample_grid(grid)), "parameters",
+                      picture_parameters(jobs.front(), model, adapters));
 }
 
-void print_json(const Options& options, const std::vector<PictureJob>& jobs) {
+void print_json(const Options& options, const std::vector<PictureJob>& jobs, const std::vector<LoraArgument>& loras) {
   const TextToImageOptions& o = jobs.front().options;
-  Json files = Json::array();
+  Json files = Json::array(), adapters = Json::array();
   for (const PictureJob& job : jobs)
     files.push_back({{"number", job.number}, {"file", file_of(options, job.number).string()}});
+  for (const LoraArgument& lora : loras) adapters.push_back({{"file", lora.file.string()}, {"scale", lora.scale}});
   const Json out = {{"out", options.out},
                     {"pictures", files},
                     {"prompt", o.prompt},
@@ -87,19 +93,23 @@ void print_json(const Options& options, const std::vector<PictureJob>& jobs) {
                     {"num_inference_steps", o.num_inference_steps},
                     {"guidance_scale", o.guidance_scale},
                     {"height", o.height},
-                    {"width", o.width}};
+                    {"width", o.width},
+                    {"loras", adapters}};
   std::cout << out.dump(2, ' ', false, Json::error_handler_t::replace) << '\n';
 }
 
 void generate(const Options& options, Communicator& communicator) {
   const World& world = communicator.world();
   const bool is_main = world.rank == 0;
+  std::vector<LoraArgument> loras;
   StableDiffusion base;
   TextToImageOptions picture;
   run_agreed(communicator, "loading the base model", [&] {
     require_out(options);
+    loras = parse_lora_arguments(options.loras);
     base = load_base(options.base);
     picture = checked_options(base, options.picture);
+    for (const LoraArgument& lora : loras) apply_adapter(base, read_adapter(lora.file, module_names(base)), lora.scale);
   });
   const int64_t cores = std::max(1U, std::thread::hardware_concurrency());
   const int64_t threads = options.threads > 0 ? options.threads : std::max<int64_t>(1, cores / world.local_world_size);
@@ -109,16 +119,17 @@ void generate(const Options& options, Communicator& communicator) {
   for (int64_t i = 0; i < options.num_images; ++i)
     jobs.push_back({.options = picture, .number = options.first_image + static_cast<uint64_t>(i)});
   const std::string model = fs::absolute(options.base.folder).lexically_normal().filename().string();
+  const std::vector<std::string> adapters = in_words(loras);
   std::vector<Image> pictures;
   make_pictures(communicator, base, jobs, [&](size_t i, Image made) {
-    const auto text = picture_parameters(jobs[i], model, {});
+    const auto text = picture_parameters(jobs[i], model, adapters);
     write_png(file_of(options, jobs[i].number), add_png_text(encode_png(made), "parameters", text));
     if (options.num_images > 1) pictures.push_back(std::move(made));
   });
   run_agreed(communicator, "writing the pictures", [&] {
     if (!is_main) return;
-    if (options.num_images > 1) write_png(options.out, sheet(jobs, pictures, model));
-    if (options.json) print_json(options, jobs);
+    if (options.num_images > 1) write_png(options.out, sheet(jobs, pictures, model, adapters));
+    if (options.json) print_json(options, jobs, loras);
     log::info("{} in '{}'", options.num_images == 1 ? "the picture" : fmt::format("{} pictures", options.num_images),
               options.out);
   });
@@ -129,8 +140,9 @@ void generate(const Options& options, Communicator& communicator) {
 void add_generate_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   TextToImageOptions& picture = options->picture;
-  CLI::App* command = app.add_subcommand("generate", "make pictures of a prompt");
+  CLI::App* command = app.add_subcommand("generate", "make pictures of a prompt with a base model and adapters");
   add_base_arguments(*command, options->base);
+  add_lora_argument(*command, options->loras);
   command->add_option("--prompt", picture.prompt, "what the pictures show")->required();
   command->add_option("--negative-prompt", picture.negative_prompt, "what they are not to show");
   command->add_option("--out", options->out, "FILE.png; with --num-images also FILE-0.png, FILE-1.png, ...")
@@ -155,7 +167,8 @@ void add_generate_command(CLI::App& app) {
       "says in its 'parameters' text how it was made. The same command gives the same pictures; under mpirun the "
       "ranks\n"
       "share them:\n"
-      "  lorashard generate --base BASE --prompt 'a cat' --out cat.png\n"
+      "  lorashard generate --base BASE --lora runs/pokemon:0.8 --prompt 'a cat' "
+      "--out cat.png\n"
       "  mpirun -n 4 lorashard generate --base BASE --prompt 'a cat' --num-images 16 --out cats.png");
   command->callback([options] {
     run_as_rank([&](Communicator& communicator, std::unique_ptr<Health>& health) {

@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   add_train_command(app);
   add_launch_command(app);
   add_generate_command(app);
+  add_fuse_command(app);
   add_inspect_command(app);
   add_convert_command(app);
   add_report_command(app);

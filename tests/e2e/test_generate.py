@@ -6,7 +6,7 @@ import os
 import subprocess
 
 import pytest
-from lorashard_runs import LORASHARD, lorashard, make_base
+from lorashard_runs import LORASHARD, lorashard, make_base, make_pack, make_pictures, write_recipe
 from PIL import Image
 
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
@@ -67,11 +67,37 @@ def test_several_pictures_are_the_same_on_any_number_of_ranks(base, tmp_path):
     assert pixels(tmp_path / "other.png") != pixels(tmp_path / "third.png")
 
 
+@pytest.fixture(scope="module")
+def adapter(base, tmp_path_factory):
+    """A trained adapter whose effect is seen: alpha is large."""
+    work = tmp_path_factory.mktemp("adapter")
+    make_pack(work / "pack", make_pictures(work / "pictures"))
+    lorashard("train", write_recipe(work / "recipe.toml", base, work / "pack", work / "run", train__max_train_steps=3,
+                                    lora__lora_alpha=64, optimizer__learning_rate=1e-2))
+    return work / "run"
+
+
+def test_adapters_and_their_scales(base, adapter, tmp_path):
+    def hash_with(name, *loras):
+        more = [part for lora in loras for part in ("--lora", lora)]
+        generate(base, tmp_path / f"{name}.png", *more)
+        return pixels(tmp_path / f"{name}.png")
+
+    plain, full, half = hash_with("plain"), hash_with("full", adapter), hash_with("half", f"{adapter}:0.5")
+    assert len({plain, full, half}) == 3
+    assert hash_with("zero", f"{adapter}:0") == plain
+    assert hash_with("file", adapter / "pytorch_lora_weights.safetensors") == full
+    assert hash_with("cancelled", f"{adapter}:0.5", f"{adapter}:0") == half
+    with Image.open(tmp_path / "half.png") as image:
+        assert "LoRA: \"run:0.5\"" in image.text["parameters"]
+
+
 @pytest.mark.parametrize("more,words", [
     (["--height", 70], "height 70 is not a multiple of 64"),
     (["--scheduler", "heun"], "scheduler 'heun' is unknown"),
     (["--scheduler", "ddim", "--karras"], "no Karras noise levels"),
     (["--num-inference-steps", 0], "num_inference_steps is 0"),
+    (["--lora", "missing.safetensors:0.5"], "there is no file 'missing.safetensors'"),
 ])
 def test_refuses(base, tmp_path, more, words):
     done = generate(base, tmp_path / "a.png", *more, code=2)

@@ -1,0 +1,160 @@
+#include "models/fuse_base.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+#include <system_error>
+
+#include "dist/durable_file.h"
+#include "dist/error.h"
+#include "models/safetensors.h"
+
+namespace lorashard {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Files that hold weights but aren't rewritten. Copied, they would be the base's beside the fused ones.
+constexpr std::array<std::string_view, 8> kOtherWeights = {".bin",  ".ckpt", ".pt",      ".pth",
+                                                           ".onnx", ".pb",   ".msgpack", ".h5"};
+
+bool holds_other_weights(const fs::path& file) {
+  return std::ranges::find(kOtherWeights, file.extension().string()) != kOtherWeights.end();
+}
+
+/// The layer's path as a file may spell it: transformers 5 leaves "text_model." out.
+std::string without_prefix(const std::string& path) {
+  constexpr std::string_view kPrefix = "text_model.";
+  return path.starts_with(kPrefix) ? path.substr(kPrefix.size()) : path;
+}
+
+/// New values by the name a file gives them, but for kPrefix.
+StateDict new_values(const torch::nn::Module& module, const std::set<std::string>& paths) {
+  StateDict values;
+  for (const auto& parameter : module.named_parameters()) {
+    const size_t dot = parameter.key().rfind('.');
+    if (dot != std::string::npos && paths.contains(parameter.key().substr(0, dot)))
+      values[without_prefix(parameter.key())] = parameter.value().detach();
+  }
+  return values;
+}
+
+class Fusing {
+ public:
+  Fusing(const StableDiffusion& base, const ChangedLayers& changed, const std::string& note)
+      : base_(base.folder), note_(note) {
+    const auto add = [&](const char* component, const torch::nn::Module* module) {
+      const auto layers = changed.find(component);
+      if (module == nullptr || layers == changed.end()) return;
+      values_[component] = new_values(*module, layers->second);
+      found_.num_layers += static_cast<int64_t>(layers->second.size());
+    };
+    add("unet", base.unet.get());
+    add("text_encoder", base.text_encoder.get());
+    add("text_encoder_2", base.text_encoder_2.get());
+  }
+
+  FusedFiles write(const fs::path& out) {
+    copy_folder(base_, out, "");
+    for (const auto& [component, values] : values_) {
+      for (const auto& [key, value] : values) {
+        if (written_.contains(component + "." + key)) continue;
+        throw Error(ErrorKind::bad_data, fmt::format("fusing '{}': none of the safetensors files of '{}' holds '{}'",
+                                                     base_.string(), component, key));
+      }
+    }
+    return found_;
+  }
+
+ private:
+  void copy_folder(const fs::path& from, const fs::path& to, const std::string& component) {
+    fs::create_directories(to);
+    for (const auto& entry : fs::directory_iterator(from)) {
+      const fs::path name = entry.path().filename();
+      if (name.string().starts_with('.')) continue;  // .git, .cache
+      const bool is_root = from == base_;
+      if (fs::is_directory(entry.path())) {
+        copy_folder(entry.path(), to / name, is_root ? name.string() : component);
+      } else if (holds_other_weights(name) || (is_root && name.extension() == ".safetensors")) {
+        // The whole model in one file beside the folders, or a second form of a component that changes.
+        if (is_root || values_.contains(component)) {
+          found_.skipped.push_back(entry.path().lexically_relative(base_).string());
+        } else {
+          copy_file(entry.path(), to / name);
+        }
+      } else if (name.extension() == ".safetensors" && values_.contains(component)) {
+        rewrite(entry.path(), to / name, component);
+      } else {
+        copy_file(entry.path(), to / name);
+      }
+    }
+  }
+
+  /// Follows links: the Hub's cache is made of them.
+  static void copy_file(const fs::path& from, const fs::path& to) {
+    fs::copy_file(from, to);
+    fsync_file(to);
+  }
+
+  void rewrite(const fs::path& from, const fs::path& to, const std::string& component) {
+    const SafetensorsFile file(from);
+    StateDict tensors = file.tensors();
+    for (const auto& [key, value] : values_.at(component)) {
+      for (const std::string& name : {key, "text_model." + key}) {
+        const auto tensor = tensors.find(name);
+        if (tensor == tensors.end()) continue;
+        tensor->second = value.to(tensor->second.scalar_type()).reshape(tensor->second.sizes()).contiguous();
+        written_.insert(component + "." + key);
+      }
+    }
+    Metadata metadata = file.metadata();
+    if (metadata.empty()) metadata["format"] = "pt";
+    metadata["fused_adapters"] = note_;
+    write_safetensors(to, tensors, metadata);
+    ++found_.num_weight_files;
+  }
+
+  const fs::path base_;
+  const std::string note_;
+  std::map<std::string, StateDict> values_;
+  std::set<std::string> written_;
+  FusedFiles found_;
+};
+
+}  // namespace
+
+FusedFiles write_fused_base(const StableDiffusion& base, const ChangedLayers& changed, const fs::path& out,
+                            const std::string& note) {
+  if (!fs::is_directory(base.folder)) {
+    throw Error(
+        ErrorKind::usage, fmt::format("fusing: '{}' is one file", base.folder.string()),
+        "a pipeline folder is made of a folder: save the base with diffusers' from_single_file and save_pretrained");
+  }
+  if (fs::exists(out) && !(fs::is_directory(out) && fs::is_empty(out))) {
+    throw Error(ErrorKind::usage, fmt::format("fusing: '{}' exists already", out.string()), "give a new folder");
+  }
+  const fs::path whole = fs::absolute(out).lexically_normal();
+  const fs::path place = whole.has_filename() ? whole : whole.parent_path();
+  const fs::path temporary = place.string() + temporary_suffix();
+  const auto clean_up = [&] {
+    std::error_code ignored;
+    fs::remove_all(temporary, ignored);
+  };
+  try {
+    FusedFiles found = Fusing(base, changed, note).write(temporary);
+    if (fs::exists(place)) fs::remove(place);
+    fs::rename(temporary, place);
+    fsync_folder(place.parent_path());
+    return found;
+  } catch (const fs::filesystem_error& error) {
+    clean_up();
+    throw Error(ErrorKind::io, fmt::format("fusing into '{}': {}", out.string(), error.code().message()));
+  } catch (...) {
+    clean_up();
+    throw;
+  }
+}
+
+}  // namespace lorashard
