@@ -26,6 +26,7 @@ HeartMonitor::HeartMonitor(std::vector<std::string> places, const std::vector<in
 void HeartMonitor::beat(int number, const Beat& beat, double now) {
   Rank& rank = ranks_[static_cast<size_t>(number)];
   if (beat.progress != rank.beat.progress) rank.entered = now;
+  if (beat.long_work || rank.beat.long_work) rank.long_work_until = now;
   rank.beat = beat;
   rank.last_beat = now;
 }
@@ -43,6 +44,7 @@ void HeartMonitor::forgive(double seconds) {
     rank.last_beat += seconds;
     rank.closed_at += seconds;
     rank.entered += seconds;
+    rank.long_work_until += seconds;
   }
   stuck_since_ += seconds;
 }
@@ -74,23 +76,27 @@ const HeartMonitor::Rank* HeartMonitor::longest_waiting_for(const Rank& rank) co
   return longest;
 }
 
+double HeartMonitor::waited(const Rank& waiting, const Rank& rank, double now) {
+  return rank.beat.long_work ? 0 : now - std::max(waiting.entered, rank.long_work_until);
+}
+
 void HeartMonitor::judge_lateness(Rank& rank, double now, Verdict& verdict) const {
   const double silent = now - rank.last_beat, limit = options_.straggler_warning_s;
   const Rank* waiting = longest_waiting_for(rank);
   const bool is_silent = silent > std::max(limit, options_.heartbeat_s * kFreshBeats);
-  const bool is_behind = waiting != nullptr && !rank.beat.long_work && now - waiting->entered > limit;
+  const bool is_behind = waiting != nullptr && waited(*waiting, rank, now) > limit;
   if (is_silent || is_behind) {
     if (rank.warned) return;
     rank.warned = true;
-    rank.late_since = is_silent ? rank.last_beat : waiting->entered;
+    rank.late_since = is_silent ? rank.last_beat : now - waited(*waiting, rank, now);
     if (silent > options_.heartbeat_s * 2) {
       verdict.warnings.push_back(fmt::format(
           "{} is silent: no heartbeat for {:.1f} s; it was {}. The run ends when it stays silent for {:g} s",
           rank.place, silent, last_seen(rank), options_.collective_timeout_s));
     } else {
-      verdict.warnings.push_back(
-          fmt::format("{} is late: the others have waited in {} for {:.1f} s. Its last heartbeat, {:.1f} s ago, was {}",
-                      rank.place, name_of(waiting->beat.collective), now - waiting->entered, silent, last_seen(rank)));
+      verdict.warnings.push_back(fmt::format(
+          "{} is late: the others have waited in {} for {:.1f} s. Its last heartbeat, {:.1f} s ago, was {}", rank.place,
+          name_of(waiting->beat.collective), waited(*waiting, rank, now), silent, last_seen(rank)));
     }
   } else if (rank.warned && !rank.closed) {
     rank.warned = false;
@@ -110,9 +116,10 @@ std::string HeartMonitor::end_of_lost(double now) const {
       why = fmt::format("no heartbeat for {:.1f} s (collective_timeout_s = {:g}); it was {}", silent,
                         options_.collective_timeout_s, last_seen(rank));
     } else if (const Rank* waiting = options_.work_timeout_s > 0 ? longest_waiting_for(rank) : nullptr;
-               waiting != nullptr && now - waiting->entered > options_.work_timeout_s) {
-      why = fmt::format("it beats, but the others have waited for it in {} for {:.1f} s (work_timeout_s = {:g}); it was {}",
-                        name_of(waiting->beat.collective), now - waiting->entered, options_.work_timeout_s, last_seen(rank));
+               waiting != nullptr && waited(*waiting, rank, now) > options_.work_timeout_s) {
+      why = fmt::format(
+          "it beats, but the others have waited for it in {} for {:.1f} s (work_timeout_s = {:g}); it was {}",
+          name_of(waiting->beat.collective), waited(*waiting, rank, now), options_.work_timeout_s, last_seen(rank));
     }
     if (!why.empty()) lost += fmt::format("{}{} is lost: {}", lost.empty() ? "" : "\n", rank.place, why);
   }

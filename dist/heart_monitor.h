@@ -2,9 +2,10 @@
 // clock, no socket: time is what the caller says, in seconds, so that every rule can be tested.
 //
 // The rules. A rank that beats and is not in a collective works: the others wait for it as long as it takes, with one
-// warning unless it says that its work is long, or for work_timeout_s where that is set. A rank that is silent for collective_timeout_s (stopped, hung host, cut network), or whose connection is
-// closed for kClosedGrace (its process is gone), is lost. When every rank beats and every one has been in a collective
-// for collective_timeout_s without any getting further, nobody will end it. Lost and stuck end the run.
+// warning, or for work_timeout_s where that is set; a rank that says that its work is long is given all the time it
+// takes, without a warning. A rank that is silent for collective_timeout_s (stopped, hung host, cut network), or whose
+// connection is closed for kClosedGrace (its process is gone), is lost. When every rank beats and every one has been in
+// a collective for collective_timeout_s without any getting further, nobody will end it. Lost and stuck end the run.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -60,11 +61,14 @@ class HeartMonitor {
     bool watched = false, left = false, closed = false, warned = false;
     Beat beat;
     double last_beat = 0, closed_at = 0, entered = 0, late_since = 0;
+    double long_work_until = 0;  // nobody waits for it in vain before
   };
   std::string end_of_lost(double now) const;
   std::string end_of_stuck(double now);
   void judge_lateness(Rank& rank, double now, Verdict& verdict) const;
   const Rank* longest_waiting_for(const Rank& rank) const;
+  /// How long `waiting` has waited for `rank`, the time of its long work not counted.
+  static double waited(const Rank& waiting, const Rank& rank, double now);
   std::string last_seen(const Rank& rank) const;
 
   HealthOptions options_;

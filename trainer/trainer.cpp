@@ -30,6 +30,27 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+/// While it lives `live` holds the values of `shown`, where that is defined; then its own again.
+class InPlaceOf {
+ public:
+  InPlaceOf(at::Tensor& live, const at::Tensor& shown) : live_(live) {
+    if (!shown.defined()) return;
+    const at::NoGradGuard no_grad;
+    own_ = live.clone();
+    live_.copy_(shown);
+  }
+  ~InPlaceOf() {
+    const at::NoGradGuard no_grad;
+    if (own_.defined()) live_.copy_(own_);
+  }
+  InPlaceOf(const InPlaceOf&) = delete;
+  InPlaceOf& operator=(const InPlaceOf&) = delete;
+
+ private:
+  at::Tensor& live_;
+  at::Tensor own_;
+};
+
 }  // namespace
 
 Trainer::~Trainer() = default;
@@ -159,6 +180,8 @@ StepMetrics Trainer::train_step(int64_t step) {
 bool Trainer::validate() {
   if (!validation_ || !validation_->due(global_step_)) return true;
   const int64_t resumed_at = resumed_ ? resumed_->global_step : -1;
+  // With a moving average the pictures are of the adapter that would be exported.
+  const InPlaceOf shown(adapter_.flat_parameters(), ema_ ? ema_->state().tensors.at("parameters") : at::Tensor());
   return validation_->run(
       global_step_, [this](const std::function<void()>& action) { checkpoint_writer_->guard(action); },
       [&](const std::string& png, bool is_new) {

@@ -56,6 +56,30 @@ TEST(HeartMonitor, RanksThatBeatAndWorkAreLeftAlone) {
   EXPECT_EQ(verdict.end, "");
 }
 
+TEST(HeartMonitor, LongWorkDoesNotCountAsTimeOthersWaited) {
+  HealthOptions options = kOptions;
+  options.work_timeout_s = 20;
+  HeartMonitor monitor({"rank 0 (a)", "rank 1 (b)"}, {0, 1}, options, 0);
+  const Beat waiting{.collective = Collective::all_gather, .number = 1, .progress = 1};
+  std::string end;
+  double time = 0;
+  const auto go_on = [&](double until, bool long_work) {
+    for (; time < until && end.empty(); time += 1) {
+      monitor.beat(0, {.long_work = long_work}, time);
+      monitor.beat(1, waiting, time);
+      const auto verdict = monitor.judge(time);
+      if (long_work || time < 504) EXPECT_THAT(verdict.warnings, IsEmpty()) << time;
+      end = verdict.end;
+    }
+  };
+  go_on(500, true);
+  go_on(515, false);
+  EXPECT_EQ(end, "");
+  go_on(600, false);
+  EXPECT_THAT(end, AllOf(HasSubstr("rank 0 (a) is lost"), HasSubstr("work_timeout_s")));
+  EXPECT_LT(time, 525);
+}
+
 TEST(HeartMonitor, ARankAtLongWorkIsNotCalledLateButMustBeat) {
   Ranks ranks;
   ranks.now[0].long_work = true;

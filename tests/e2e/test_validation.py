@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 
+import numpy
 import pytest
 from lorashard_runs import LORASHARD, adapter_hash, lorashard, make_base, make_pack, make_pictures, metrics, write_recipe
 from PIL import Image
@@ -123,6 +124,29 @@ def test_stopped_while_making_pictures_it_goes_on_where_it_was(work, alone, rank
 def metrics_text(folder):
     with open(folder / "metrics.jsonl", encoding="utf-8") as file:
         return file.read().splitlines()
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_the_last_pictures_are_those_of_the_exported_adapter(work, tmp_path, ema):
+    name = f"exported-ema-{ema}"
+    lorashard("train", recipe(work, name, ema__use_ema=ema, lora__lora_alpha=64, optimizer__learning_rate=1e-2,
+                              validation__num_validation_images=1, validation__validation_prompt=PROMPTS[0]))
+
+    def generated(*more):
+        lorashard("generate", "--base", work / "base", "--prompt", PROMPTS[0], "--seed", 7, "--num-inference-steps", 3,
+                  "--threads", 1, "--out", tmp_path / "a.png", *more)
+        return pixels(tmp_path / "a.png")
+
+    shown = pixels(work / name / "samples" / "step-000005" / "prompt-0-0.png")
+    # The adapter lives beside the weights in training and is added to them here: roundings differ.
+    assert numpy.abs(shown - generated("--lora", work / name)).max() <= 2
+    assert numpy.abs(shown - generated()).max() > 10
+    assert (pixels(work / name / "samples" / "step-000000" / "prompt-0-0.png") == generated()).all()
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return numpy.asarray(image.convert("RGB")).astype(int)
 
 
 @pytest.mark.parametrize("overrides,words", [
