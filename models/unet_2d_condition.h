@@ -21,7 +21,7 @@ class UNet2DConditionModel : public torch::nn::Module {
  public:
   explicit UNet2DConditionModel(const UNet2DConditionConfig& config);
   ~UNet2DConditionModel() override;
-  /// `sample` [B, in_channels, h, w]; `timesteps` int64 or fp32 [B]; `encoder_hidden_states` [B, L, cross_attention_dim].
+  /// `sample` [B, in_channels, h, w]; `timesteps` int64 [B]; `encoder_hidden_states` [B, L, cross_attention_dim].
   /// Returns [B, out_channels, h, w]. h and w must be multiples of 2^(blocks - 1).
   /// `added`: both tensors where the config has "text_time", neither otherwise.
   at::Tensor forward(const at::Tensor& sample, const at::Tensor& timesteps, const at::Tensor& encoder_hidden_states,
