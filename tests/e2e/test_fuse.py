@@ -57,11 +57,12 @@ def test_equals_fuse_lora(work):
     found, expected, base = (load_file(work / name / UNET) for name in ("fused", "reference", "base"))
     assert found.keys() == expected.keys() == base.keys()
     changed = [key for key in base if not torch.equal(base[key], expected[key])]
-    assert out["layers"] == len(changed) > 30
+    # Where the UNet's deepest level is one token, its self-attention's to_q and to_k learn nothing.
+    assert out["layers"] >= len(changed) > 100
     for key in base:
         assert found[key].dtype == base[key].dtype
         if key in changed:
-            assert relative(found[key], base[key]) > 1e-4
+            assert not torch.equal(found[key], base[key])
             assert relative(found[key], expected[key]) < 1e-6, key
         else:
             assert torch.equal(found[key], base[key]), key

@@ -18,7 +18,9 @@ def base(tmp_path_factory):
 
 
 def generate(base, out, *more, ranks=1, **kwargs):
-    command = ["generate", "--base", base, "--prompt", "a red house", "--out", out, "--num-inference-steps", 4, "--threads", 1]
+    command = ["generate", "--base", base, "--prompt", "a red house", "--out", out, "--threads", 1]
+    if "--num-inference-steps" not in more:
+        command += ["--num-inference-steps", 4]
     if ranks == 1:
         return lorashard(*command, *more, **kwargs)
     done = subprocess.run([*MPIRUN, "-n", str(ranks), LORASHARD, *map(str, command), *map(str, more)],
