@@ -72,6 +72,11 @@ BaseConfigs read_diffusers_configs(const fs::path& folder) {
   if (!configs.unet.addition_embed_type.empty())
     configs.text_encoder_2 = read_text_encoder_config(config_of(folder, folder / "text_encoder_2"));
   configs.scheduler = read_scheduler_config(config_of(folder, folder / "scheduler", "scheduler_config.json"));
+  // A VAE in one file takes the place of the folder's, whose config it then needs.
+  const fs::path vae = folder / "vae" / "config.json";
+  configs.vae = fs::is_regular_file(vae) ? read_vae_config(vae)
+                : configs.is_sdxl()      ? sdxl_configs().vae
+                                         : sd15_configs().vae;
   return configs;
 }
 

@@ -15,7 +15,7 @@ BaseParts read_diffusers_folder(const std::filesystem::path& folder, const Stabl
 /// The files that read_diffusers_folder() reads. Throws as it does.
 std::vector<NamedFile> diffusers_folder_files(const std::filesystem::path& folder, const StableDiffusionOptions& options);
 
-/// The configs alone, of a folder that need not hold weights.
+/// The configs alone, of a folder that need not hold weights. Without vae/ the VAE's is that of SD 1.5 or SDXL's base.
 BaseConfigs read_diffusers_configs(const std::filesystem::path& folder);
 std::vector<NamedFile> diffusers_config_files(const std::filesystem::path& folder);
 

@@ -148,6 +148,8 @@ std::string base_model_hash(const fs::path& path, const StableDiffusionOptions& 
       names_single_file(path) ? single_file_files(path, options) : diffusers_folder_files(path, options);
   if (names_single_file(options.vae_folder)) {
     files.emplace_back("vae/checkpoint", options.vae_folder);
+    const fs::path config = path / "vae" / "config.json";
+    if (!names_single_file(path) && fs::is_regular_file(config)) files.emplace_back("vae/config.json", config);
   } else if (!options.vae_folder.empty()) {
     require_folder(options.vae_folder);
     for (NamedFile& file : vae_folder_files(options.vae_folder, options.variant)) files.push_back(std::move(file));
