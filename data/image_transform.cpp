@@ -55,7 +55,7 @@ ImageSize resized_size(ImageSize size, int64_t resolution) {
 TransformedImage plan_transform(ImageSize original_size, const TransformOptions& options, uint64_t seed, uint64_t slot, bool class_image) {
   const int64_t side = options.resolution;
   const ImageSize size = resized_size(original_size, side);
-  TransformedImage plan{original_size, 0, 0, false};
+  TransformedImage plan{.original_size = original_size};
   if (options.center_crop) {
     plan.crop_top = center_position(size.height, side);
     plan.crop_left = center_position(size.width, side);
@@ -65,7 +65,15 @@ TransformedImage plan_transform(ImageSize original_size, const TransformOptions&
     plan.crop_left = random_position(words[1], size.width - side + 1);
   }
   plan.flipped = options.random_flip && uniform(seed, slot, purpose_of(Purpose::flip, class_image)) < 0.5;
+  plan.flip_before_crop = options.flip_before_crop;
   return plan;
+}
+
+Region cropped_region(const TransformedImage& picture, ImageSize resized, int64_t side) {
+  // The crop at x of the flipped picture is the flipped crop at width - side - x.
+  const bool mirrored = picture.flipped && picture.flip_before_crop;
+  const int64_t left = mirrored ? resized.width - side - picture.crop_left : picture.crop_left;
+  return {picture.crop_top, left, side, side};
 }
 
 void apply_transform(const Image& image, const TransformOptions& options, const TransformedImage& plan, at::Tensor pixel_values) {
@@ -74,10 +82,7 @@ void apply_transform(const Image& image, const TransformOptions& options, const 
                       pixel_values.scalar_type() == at::kFloat,
                   "pixel_values of {} elements for resolution {}", pixel_values.numel(), side);
   const ImageSize size = resized_size({image.height, image.width}, side);
-  // The crop at x of the flipped picture is the flipped crop at width - side - x.
-  const bool mirrored = plan.flipped && options.flip_before_crop;
-  const int64_t left = mirrored ? size.width - side - plan.crop_left : plan.crop_left;
-  write_planes(resize_region(image, size, Region{plan.crop_top, left, side, side}, options.interpolation), plan.flipped,
+  write_planes(resize_region(image, size, cropped_region(plan, size, side), options.interpolation), plan.flipped,
                pixel_values.mutable_data_ptr<float>());
 }
 

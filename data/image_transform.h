@@ -1,6 +1,7 @@
 // A picture to a training sample: resize the short side to the resolution, crop, flip, normalise to [-1, 1].
 // The order and rounding of the reference scripts (torchvision Resize, CenterCrop/RandomCrop, RandomHorizontalFlip,
-// ToTensor, Normalize([0.5], [0.5])), bit for bit; SDXL's scripts flip before they crop. Where to crop and whether to flip come from Philox(seed, slot).
+// ToTensor, Normalize([0.5], [0.5])), bit for bit; SDXL's scripts flip before they crop. Where to crop and whether to
+// flip come from Philox(seed, slot).
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -21,14 +22,19 @@ struct TransformedImage {
   ImageSize original_size;  ///< of the picture as packed, before the resize (SDXL's time ids)
   int64_t crop_top = 0, crop_left = 0;
   bool flipped = false;
+  bool flip_before_crop = false;  ///< when flipped: crop_left is a place in the flipped picture
 };
+
+/// What was cropped of the resized picture before any flip, `side` x `side`: for masks and whatever else lies on the picture.
+Region cropped_region(const TransformedImage& picture, ImageSize resized, int64_t side);
 
 /// Size after the resize: the short side becomes `resolution`, the long one floor(resolution * long / short)
 /// (torchvision).
 ImageSize resized_size(ImageSize size, int64_t resolution);
 
-/// Where a picture of `size` is cropped and whether it is flipped. Needs no pixels. Thread-safe. A random crop takes words w0 and w1 of philox(seed, slot, crop, block 0): of n possible positions, top is (w0 * n)
-/// >> 32 and left is (w1 * n) >> 32. A random flip happens when uniform(seed, slot, flip) < 0.5. `class_image` shifts
+/// Where a picture of `size` is cropped and whether it is flipped. Needs no pixels. Thread-safe. A random crop takes words
+/// w0 and w1 of philox(seed, slot, crop, block 0): of n possible positions, top is (w0 * n) >> 32 and left is (w1 * n)
+/// >> 32. A random flip happens when uniform(seed, slot, flip) < 0.5. `class_image` shifts
 /// both purposes.
 TransformedImage plan_transform(ImageSize size, const TransformOptions& options, uint64_t seed, uint64_t slot, bool class_image);
 

@@ -11,8 +11,8 @@ void write_loss_mask(const Image& mask, const TransformedImage& picture, int64_t
   LORASHARD_CHECK(side > 0 && side * side == static_cast<int64_t>(out.size()) && resolution % side == 0,
                   "a mask of {} latents for resolution {}", out.size(), resolution);
   const int64_t pixels = resolution / side;  // of a latent's side
-  const Region region{picture.crop_top, picture.crop_left, resolution, resolution};
-  const Image cropped = resize_region(mask, resized_size({mask.height, mask.width}, resolution), region, Interpolation::box);
+  const ImageSize resized = resized_size({mask.height, mask.width}, resolution);
+  const Image cropped = resize_region(mask, resized, cropped_region(picture, resized, resolution), Interpolation::box);
   for (int64_t y = 0; y < side; ++y) {
     for (int64_t x = 0; x < side; ++x) {
       int64_t sum = 0;  // whole numbers: no order to depend on

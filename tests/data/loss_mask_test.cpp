@@ -1,5 +1,6 @@
 #include "data/loss_mask.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <vector>
@@ -36,6 +37,24 @@ TEST(LossMask, IsCroppedAndFlippedAsThePictureWas) {
   flipped.flipped = true;
   write_loss_mask(mask, flipped, 32, latents);
   for (int64_t i = 0; i < 16; ++i) EXPECT_EQ(latents[i], i % 4 == 3 ? 1.0F : 0.0F);
+}
+
+TEST(LossMask, LiesOnThePictureThatSdxlFlipsBeforeItCrops) {
+  // The picture is its own mask: wherever it is cropped, the two must agree.
+  const Image mask = make_mask(32, 64, [](int64_t, int64_t x) { return x >= 16 && x < 24; });
+  const TransformOptions options{.resolution = 32, .random_flip = true, .flip_before_crop = true};
+  int64_t flips = 0, seen = 0;
+  for (uint64_t slot = 0; slot < 40; ++slot) {
+    at::Tensor pixel_values = at::empty({3, 32, 32}, at::kFloat);
+    const TransformedImage picture = transform_image(mask, options, 5, slot, false, pixel_values);
+    std::vector<float> latents(16);
+    write_loss_mask(mask, picture, 32, latents);
+    const at::Tensor expected = ((pixel_values[0] + 1) / 2).reshape({4, 8, 4, 8}).mean({1, 3});
+    EXPECT_LT((at::tensor(latents).reshape({4, 4}) - expected).abs().max().item<float>(), 1e-6F) << slot;
+    flips += picture.flipped;
+    seen += expected.sum().item<float>() > 0;
+  }
+  EXPECT_TRUE(0 < flips && flips < 40 && seen > 10);
 }
 
 TEST(LossMask, AlphaIsReadFromTheFile) {
