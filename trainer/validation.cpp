@@ -153,6 +153,10 @@ void Validation::write_pictures(int64_t step, const std::vector<PictureJob>& job
   grid.settings = {scheduler_in_words(options_), fmt::format("{} steps", options_.num_inference_steps),
                    options_.guidance_scale > 1 ? fmt::format("guidance {:g}", options_.guidance_scale) : "no guidance",
                    fmt::format("seed {}", options_.seed), fmt::format("{}x{}", options_.width, options_.height)};
+  if (step > 0) {
+    grid.settings.push_back(fmt::format("LoRA rank {}, alpha {:g}, scale 1", recipe_.lora.rank,
+                                        recipe_.lora.lora_alpha.value_or(static_cast<double>(recipe_.lora.rank))));
+  }
   if (!options_.negative_prompt.empty()) grid.settings.push_back("negative: " + options_.negative_prompt);
   const auto count = static_cast<size_t>(v.num_validation_images);
   for (size_t i = 0; i < pictures.size(); ++i) {
