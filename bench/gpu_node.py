@@ -164,7 +164,7 @@ def replay(node):
     base, worst = node.base("tiny-sd15"), []
     for precision in PRECISIONS:
         recipe = node.recipe(f"replay-{precision}", base, train__mixed_precision=precision, train__train_batch_size=2,
-                             train__total_batch_size=8, train__max_train_steps=3, debug__trace_steps=3)
+                             train__total_batch_size=8, train__max_train_steps=2, debug__trace_steps=2)
         node.launch(recipe, 2)
         errors = Replay(os.path.join(node.work, f"replay-{precision}")).replay()
         if errors.outside():
@@ -180,7 +180,7 @@ def ranks(node):
     for precision in PRECISIONS:
         for count in (1, 2):
             name = f"ranks{count}-{precision}"
-            node.launch(node.recipe(name, base, train__mixed_precision=precision), count)
+            node.launch(node.recipe(name, base, train__mixed_precision=precision, train__max_train_steps=4), count)
             with open(os.path.join(node.work, name, "pytorch_lora_weights.safetensors"), "rb") as file:
                 hashes[precision, count] = hashlib.sha256(file.read()).hexdigest()
         if hashes[precision, 1] != hashes[precision, 2]:

@@ -54,7 +54,7 @@ LIMITS = {
     "mean loss": 1e-6,  # metrics.jsonl against the trace's micro-batches
 }
 SDXL_LIMITS = {"pooled_prompt_embeds": 1e-5, "add_time_ids": 0}
-# Where the program computes in 16 bits and this in 32: a few times what was measured on tiny-sd15.
+# Where the program computes in 16 bits and this in 32: about three times what was measured on tiny-sd15, on a CPU.
 HALF_LIMITS = {
     "bf16": {"latents": 2e-2, "encoder_hidden_states": 2e-2, "noisy_latents": 1e-2, "target": 2e-2, "model_pred": 4e-2,
              "loss": 5e-3, "gradient": 6e-2, "gradient of a tensor": 2.5e-1},
