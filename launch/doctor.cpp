@@ -18,6 +18,7 @@
 #include "dist/machine.h"
 #include "dist/world.h"
 #include "launch/commands.h"
+#include "trainer/class_pictures.h"
 #include "trainer/first_use_pack.h"
 #include "trainer/preflight.h"
 #include "trainer/resume.h"
@@ -130,7 +131,8 @@ std::string look_at_output_dir(const fs::path& output_dir) {
 /// What checks that come later need of those before.
 struct Findings {
   Recipe recipe;
-  std::unique_ptr<Pack> pack;
+  std::unique_ptr<Pack> pack, class_pack;
+  std::string base_hash;
   int64_t num_samples = 0;
   std::optional<fs::path> checkpoint;
   std::optional<TrainingState> saved;
@@ -156,6 +158,29 @@ std::string look_at_data(Findings& findings) {
   findings.num_samples = num_train_samples(recipe, *findings.pack);
   return fmt::format("'{}': a pack of {} pictures, {} trained on", folder.string(), findings.pack->num_samples(),
                      findings.num_samples);
+}
+
+const std::string& base_hash_of(Findings& findings) {
+  if (findings.base_hash.empty()) {
+    findings.base_hash = base_model_hash(findings.recipe.model.pretrained_model_name_or_path, base_options(findings.recipe));
+  }
+  return findings.base_hash;
+}
+
+/// Needs the base model: it makes the pictures that are missing.
+std::string look_at_class_pictures(Findings& findings) {
+  const Recipe& recipe = findings.recipe;
+  const PictureSource source = class_pictures(recipe);
+  for (const fs::path& folder : {source.folder, source.pack}) {
+    if (!is_pack(folder)) continue;
+    findings.class_pack = std::make_unique<Pack>(folder);
+    require_class_images(recipe, *findings.class_pack);
+    return fmt::format("'{}': a pack of {} pictures, {} used", folder.string(), findings.class_pack->num_samples(),
+                       recipe.dreambooth.num_class_images);
+  }
+  const ClassPicturePlan plan = plan_class_pictures(recipe, findings.base, base_hash_of(findings));
+  return fmt::format("'{}': {} given, {} made before, {} made by the base model at the first start", plan.folder.string(),
+                     plan.num_given, plan.num_made, plan.missing.size());
 }
 
 std::string look_at_checkpoints(Findings& findings) {
@@ -238,12 +263,13 @@ void report_recipe(Report& report, const std::string& path, const std::vector<st
   const bool resolved =
       has_data && knows_start && report.check("steps", [&] { return look_at_steps(findings, ranks, local_ranks); });
   look_at_base(report, findings, machine, local_ranks);
-  if (resolved && findings.saved && findings.pack && findings.base.unet) {
+  const bool has_class_images =
+      !findings.recipe.dreambooth.with_prior_preservation ||
+      (findings.base.unet && report.check("class pictures", [&] { return look_at_class_pictures(findings); }));
+  if (resolved && has_class_images && findings.saved && findings.pack && findings.base.unet) {
     report.check("resume", [&] {
-      const std::string base_hash =
-          base_model_hash(findings.recipe.model.pretrained_model_name_or_path, base_options(findings.recipe));
-      require_same_run(findings.recipe, findings.pack->hash(), base_hash, *findings.saved,
-                       findings.checkpoint->string());
+      require_same_run(findings.recipe, data_hash(*findings.pack, findings.class_pack.get()), base_hash_of(findings),
+                       *findings.saved, findings.checkpoint->string());
       return std::string("recipe, data and base model are those of the checkpoint");
     });
   }

@@ -40,6 +40,10 @@ int64_t num_train_samples(const Recipe& recipe, const Pack& pack) {
   return limit > 0 ? std::min(pack.num_images_in_epoch(), limit) : pack.num_images_in_epoch();
 }
 
+std::string data_hash(const Pack& pack, const Pack* class_pack) {
+  return class_pack != nullptr ? fmt::format("{}+{}", pack.hash(), class_pack->hash()) : pack.hash();
+}
+
 void require_class_images(const Recipe& recipe, const Pack& class_pack) {
   const int64_t found = class_pack.num_samples(), wanted = recipe.dreambooth.num_class_images;
   if (found >= wanted) return;

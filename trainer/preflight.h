@@ -16,6 +16,8 @@ void prepare_output_dir(const std::filesystem::path& output_dir);
 void require_custom_prompts(const Recipe& recipe, const Pack& pack);
 /// Images in an epoch.
 int64_t num_train_samples(const Recipe& recipe, const Pack& pack);
+/// What a checkpoint remembers the training data by: the pack's hash, and behind it the class pack's where there is one.
+std::string data_hash(const Pack& pack, const Pack* class_pack);
 /// The class pack must hold num_class_images pictures.
 void require_class_images(const Recipe& recipe, const Pack& class_pack);
 /// The checkpoint a start goes on from, not yet read.

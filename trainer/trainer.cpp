@@ -18,6 +18,7 @@
 #include "trainer/lora_setup.h"
 #include "trainer/make_optimizer.h"
 #include "trainer/model_card.h"
+#include "trainer/preflight.h"
 #include "trainer/step_update.h"
 #include "trainer/weights_digest.h"
 
@@ -122,7 +123,7 @@ void Trainer::train() {
     const auto sheet = newest_sample_sheet(output_dir_);
     write_model_card(output_dir_, recipe_,
                      {.num_samples = num_samples_, .global_step = global_step_, .num_parameters = adapter_.num_parameters(),
-                      .pack_hash = data_hash(), .base_hash = base_hash_, .is_sdxl = base_.is_sdxl(),
+                      .pack_hash = data_hash(*pack_, class_pack_.get()), .base_hash = base_hash_, .is_sdxl = base_.is_sdxl(),
                       .sample_sheet = sheet ? sheet->lexically_relative(output_dir_).generic_string() : ""});
   });
 }
@@ -210,10 +211,6 @@ void Trainer::refuse_if_diverged() const {
                     communicator_.world());
 }
 
-std::string Trainer::data_hash() const {
-  return class_pack_ ? fmt::format("{}+{}", pack_->hash(), class_pack_->hash()) : pack_->hash();
-}
-
 const at::Tensor& Trainer::exported_parameters(const TrainingState& state) const {
   return ema_ ? state.parts.tensors.at("ema/parameters") : state.parameters;
 }
@@ -233,7 +230,7 @@ TrainingState Trainer::state() const {
 void Trainer::make_checkpoint_writer() {
   TrainingState what = state();
   what.recipe = print_recipe(recipe_);
-  what.pack_hash = data_hash();
+  what.pack_hash = data_hash(*pack_, class_pack_.get());
   what.base_hash = base_hash_;
   for (const LoraParameter& p : adapter_.parameters()) {
     what.parameter_keys.push_back(fmt::format("{} {}", p.key, fmt::join(p.value.sizes(), "x")));

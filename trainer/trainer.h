@@ -61,8 +61,6 @@ class Trainer {
 
   /// One optimizer step over all ranks: trainer.cpp, top to bottom.
   StepMetrics train_step(int64_t step);
-  /// What a checkpoint remembers the training data by: the pack's hash, and behind it the class pack's.
-  std::string data_hash() const;
   /// The values that are exported: the average's with use_ema, else the adapter's.
   const at::Tensor& exported_parameters(const TrainingState& state) const;
   /// The state as a checkpoint has it; its tensors are those of the training.

@@ -194,7 +194,7 @@ void Trainer::restore() {
   reduction_ = std::make_unique<GradientReduction>(adapter_.num_parameters(), num_micro_batches_, recipe_.train.deterministic,
                                                    device_);
   if (resumed_) {
-    require_same_run(recipe_, data_hash(), base_hash_, *resumed_, checkpoint_);
+    require_same_run(recipe_, data_hash(*pack_, class_pack_.get()), base_hash_, *resumed_, checkpoint_);
     LORASHARD_CHECK(resumed_->parameters.numel() == adapter_.num_parameters(), "{} parameters in '{}', {} in the model",
                     resumed_->parameters.numel(), checkpoint_, adapter_.num_parameters());
     at::NoGradGuard no_grad;

@@ -1,5 +1,6 @@
 """DreamBooth's class pictures, made by the program itself: the same bytes on any number of ranks and through a kill."""
 
+import json
 import os
 import subprocess
 import time
@@ -120,3 +121,17 @@ def test_another_seed_makes_other_pictures(work, undisturbed):
     lorashard("train", recipe(work, "seed8", seed=8))
     other = files_of(work / "seed8-class")
     assert len(other) == COUNT and not set(other) & set(undisturbed[0]) and not set(other.values()) & set(undisturbed[0].values())
+
+
+def examine(path):
+    checks = json.loads(lorashard("doctor", path, "--json").stdout)["checks"]
+    return {check["check"]: check["message"] for check in checks}
+
+
+def test_doctor_counts_them_and_makes_none(work, undisturbed):
+    make_folder_of_stamps(work / "doctor-class", "birds", 2)
+    assert f"2 given, 0 made before, {COUNT - 2} made" in examine(recipe(work, "doctor"))["class pictures"]
+    assert len(os.listdir(work / "doctor-class")) == 2
+    after = examine(work / "alone.toml")
+    assert f"a pack of {COUNT} pictures, {COUNT} used" in after["class pictures"]
+    assert "are those of the checkpoint" in after["resume"]

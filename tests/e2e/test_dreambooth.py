@@ -27,20 +27,23 @@ def work(tmp_path_factory):
     make_folder_of_stamps(folder / "fish", "fish", 5)
     make_folder_of_stamps(folder / "birds", "birds", 9)
     make_base(folder / "base")
+    make_base(folder / "base-sdxl", "tiny-sdxl")
     return folder
 
 
-def recipe(work, name, **overrides):
+def recipe(work, name, base="base", **overrides):
     values = {"data__random_flip": False}
     if overrides.get("dreambooth__with_prior_preservation"):
         values["dreambooth__class_data_dir"] = str(work / "birds")
-    return write_dreambooth_recipe(work / f"{name}.toml", work / "base", work / "fish", work / name, **{**values, **overrides})
+    return write_dreambooth_recipe(work / f"{name}.toml", work / base, work / "fish", work / name, **{**values, **overrides})
 
 
 @pytest.mark.parametrize("name, options", {
     "prior": {**PRIOR, "dreambooth__prior_loss_weight": 0.5},
     "text-encoder": {**TEXT_ENCODER, "lora__text_encoder_target_modules": ["q_proj", "v_proj", "out_proj"]},
     "prior-and-text-encoder": {**PRIOR, **TEXT_ENCODER},
+    "sdxl-prior-and-text-encoders": {**PRIOR, **TEXT_ENCODER, "base": "base-sdxl"},
+    "sdxl-prior-and-min-snr": {**PRIOR, "base": "base-sdxl", "train__snr_gamma": 5.0},
 }.items())
 def test_every_step_equals_diffusers(work, name, options):
     steps = 4
@@ -53,7 +56,9 @@ def test_every_step_equals_diffusers(work, name, options):
     print(f"\n{name}, {len(replay.keys)} LoRA tensors\n{errors.table()}")
     assert replay.steps == list(range(steps))
     assert not errors.outside(), errors.table()
-    assert any(key.startswith("text_encoder.") for key in replay.keys) == ("text-encoder" in name)
+    trained = {key.split(".")[0] for key in replay.keys}
+    expected = {"unet"} | ({"text_encoder"} if "text-encoder" in name else set()) | ({"text_encoder_2"} if "text-encoders" in name else set())
+    assert trained == expected
     # What the pictures are called: the instance prompt, and behind it the class prompt.
     tokenizer = CLIPTokenizer.from_pretrained(work / "base" / "tokenizer")
     prompts = ["a photo of sks duck"] * 2 + (["a photo of a bird"] * 2 if "prior" in name else [])
@@ -120,12 +125,17 @@ def test_a_picture_is_trained_with_its_own_caption_or_the_instance_prompt(work):
         assert torch.equal(replay.trace[f"step0/micro{m}/input_ids"], expected)
 
 
-@pytest.mark.parametrize("options", [[], ["--set", "lora.train_text_encoder=true"]])
-def test_the_recipe_takes_its_first_steps_on_a_small_base(work, tmp_path, options):
-    said = lorashard("train", os.path.join(REPO, "recipes/sd15_dreambooth.toml"), "--set", f"output_dir='{tmp_path / 'run'}'",
-                     "--set", f"model.pretrained_model_name_or_path='{work / 'base'}'",
-                     "--set", f"dreambooth.instance_data_dir='{work / 'fish'}'",
-                     "--set", "data.resolution=64", "--set", "train.max_train_steps=2", *options).stderr
-    assert [line["lr"] for line in metrics(tmp_path / "run")] == [1e-4, 1e-4], said
+@pytest.mark.parametrize("name, base, settings", [
+    ("sd15_dreambooth", "base", []),
+    ("sd15_dreambooth", "base", ["lora.train_text_encoder=true"]),
+    ("sdxl_dreambooth", "base-sdxl", ["model.pretrained_vae_model_name_or_path=''", "train.mixed_precision='bf16'"]),
+])
+def test_the_recipe_takes_its_first_steps_on_a_small_base(work, tmp_path, name, base, settings):
+    settings = [f"output_dir='{tmp_path / 'run'}'", f"model.pretrained_model_name_or_path='{work / base}'",
+                f"dreambooth.instance_data_dir='{work / 'fish'}'", "data.resolution=64", "train.max_train_steps=2",
+                "validation.num_validation_images=1", "validation.num_inference_steps=2", *settings]
+    lorashard("train", os.path.join(REPO, "recipes", f"{name}.toml"), *(word for s in settings for word in ("--set", s)))
+    assert [line["lr"] for line in metrics(tmp_path / "run")] == [1e-4, 1e-4]
     card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
     assert 'instance_prompt: "a photo of sks dog"' in card and "- dreambooth\n" in card
+    assert ("- template:sd-lora\n" in card) == (base == "base-sdxl")

@@ -91,9 +91,26 @@ TEST(RecipeFiles, DreamBoothRecipeIsTheGuidesCommand) {
   EXPECT_EQ(recipe.lr_scheduler.lr_scheduler, "constant");
   EXPECT_EQ(recipe.lr_scheduler.lr_warmup_steps, 0);
   EXPECT_EQ(recipe.checkpoint.checkpointing_steps, 100);
+  EXPECT_EQ(recipe.validation.validation_epochs, 50);
   EXPECT_EQ(recipe.seed, 0);
   resolve_recipe(recipe, 1, 1, 5);
   EXPECT_EQ(recipe.train.total_batch_size, 1);
+  EXPECT_EQ(recipe.train.max_train_steps, 500);
+}
+
+TEST(RecipeFiles, SdxlDreamBoothRecipeIsTheExamplesCommand) {
+  Recipe recipe = load_recipe(source_dir() / "recipes/sdxl_dreambooth.toml");
+  EXPECT_EQ(recipe.task, "dreambooth");
+  EXPECT_TRUE(recipe.lora.train_text_encoder);
+  EXPECT_EQ(recipe.data.resolution, 1024);
+  EXPECT_EQ(recipe.train.mixed_precision, "fp16");
+  EXPECT_EQ(recipe.optimizer.learning_rate, 1e-4);
+  EXPECT_EQ(recipe.optimizer.text_encoder_lr, 5e-6);
+  EXPECT_EQ(recipe.optimizer.adam_weight_decay, 1e-4);
+  EXPECT_EQ(recipe.optimizer.adam_weight_decay_text_encoder, 1e-3);
+  EXPECT_EQ(recipe.validation.validation_epochs, 25);
+  resolve_recipe(recipe, 1, 1, 5);
+  EXPECT_EQ(recipe.train.total_batch_size, 4);
   EXPECT_EQ(recipe.train.max_train_steps, 500);
 }
 
