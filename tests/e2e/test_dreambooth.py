@@ -95,6 +95,13 @@ def test_killed_and_resumed_on_other_ranks_writes_the_same_bytes(work, undisturb
     assert adapter_hash(work / "killed") == undisturbed[0]
 
 
+def test_caches_change_no_bit(work):
+    options = {**PRIOR, "data__center_crop": True, "data__random_flip": True, "train__max_train_steps": 3}
+    lorashard("train", recipe(work, "live", **options))
+    lorashard("launch", recipe(work, "cached", data__cache_latents=True, data__cache_text_embeddings=True, **options), "--ranks", 2)
+    assert adapter_hash(work / "cached") == adapter_hash(work / "live")
+
+
 def test_other_class_pictures_are_another_run(work, undisturbed):
     path = recipe(work, "other-class", train__max_train_steps=2, **PRIOR)
     lorashard("train", path)
