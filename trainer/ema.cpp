@@ -24,6 +24,19 @@ void Ema::step(const at::Tensor& parameters, int64_t update) {
   average_.sub_(average_.sub(parameters).mul_(1 - ema_decay_at(options_, update)));
 }
 
+AverageInPlace::AverageInPlace(const Ema* ema, const at::Tensor& parameters) {
+  if (ema == nullptr) return;
+  const at::NoGradGuard no_grad;
+  parameters_ = parameters;
+  own_ = parameters.clone();
+  parameters_.copy_(ema->state().tensors.at("parameters"));
+}
+
+AverageInPlace::~AverageInPlace() {
+  const at::NoGradGuard no_grad;
+  if (own_.defined()) parameters_.copy_(own_);
+}
+
 NamedState Ema::state() const { return {.tensors = {{"parameters", average_}}, .scalars = {}}; }
 
 void Ema::load(const NamedState& saved) {

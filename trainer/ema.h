@@ -30,4 +30,16 @@ class Ema {
   at::Tensor average_;
 };
 
+/// While it lives, `parameters` hold the average of `ema`; then their own values again. Does nothing without `ema`.
+class AverageInPlace {
+ public:
+  AverageInPlace(const Ema* ema, const at::Tensor& parameters);
+  ~AverageInPlace();
+  AverageInPlace(const AverageInPlace&) = delete;
+  AverageInPlace& operator=(const AverageInPlace&) = delete;
+
+ private:
+  at::Tensor parameters_, own_;
+};
+
 }  // namespace lorashard

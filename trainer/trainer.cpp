@@ -180,6 +180,7 @@ StepMetrics Trainer::train_step(int64_t step) {
 
 bool Trainer::validate() {
   if (!validation_ || !validation_->due(global_step_)) return true;
+  const AverageInPlace average(ema_.get(), adapter_.flat_parameters());  // pictures of what is exported
   const int64_t resumed_at = resumed_ ? resumed_->global_step : -1;
   // With a moving average the pictures are of the adapter that would be exported.
   const InPlaceOf shown(adapter_.flat_parameters(), ema_ ? ema_->state().tensors.at("parameters") : at::Tensor());

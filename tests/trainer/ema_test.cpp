@@ -41,6 +41,18 @@ TEST(Ema, IsTheParametersUntilAveragingBeginsAndGoesOnFromItsState) {
   EXPECT_FALSE(at::equal(average(whole), start + 6));
 }
 
+TEST(Ema, TheAverageTakesTheParametersPlaceForAWhile) {
+  const at::Tensor parameters = at::full({3}, 2.0);
+  Ema ema(at::ones({3}), {});
+  {
+    const AverageInPlace average(&ema, parameters);
+    EXPECT_TRUE(at::equal(parameters, at::ones({3})));
+  }
+  EXPECT_TRUE(at::equal(parameters, at::full({3}, 2.0)));
+  const AverageInPlace none(nullptr, parameters);
+  EXPECT_TRUE(at::equal(parameters, at::full({3}, 2.0)));
+}
+
 TEST(Ema, AStateOfAnotherLengthIsRefused) {
   Ema ema(at::zeros({5}), {}), other(at::zeros({6}), {});
   EXPECT_THROW(ema.load(other.state()), Error);
