@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 def group_of(recipe, key):
     """Name, learning rate and weight decay that the recipe gives the tensor `key` of a diffusers file."""
     options = recipe["optimizer"]
-    path, part = re.fullmatch(r"(.+?)\.(?:lora_linear_layer\.|lora\.|)(down|up|lora_A|lora_B)\.weight", key).groups()
+    path, part = re.fullmatch(r"(.+?)\.(?:lora_linear_layer\.|lora\.|)(down|up|lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?",
+                              key).groups()
     name, lr, decay = path.partition(".")[0], options["learning_rate"], options["adam_weight_decay"]
     if name.startswith("text_encoder"):
         lr = options.get("text_encoder_lr", lr) if options["optimizer"] != "prodigy" else lr
@@ -23,8 +24,10 @@ def group_of(recipe, key):
     if fits:
         pattern = max(fits, key=len)
         name, lr = f"{name}:{pattern}", options["lr_pattern"][pattern]
-    if part in ("up", "lora_B") and options["loraplus_lr_ratio"] != 1:
+    if part not in ("down", "lora_A") and options["loraplus_lr_ratio"] != 1:
         name, lr = name + ".up", lr * options["loraplus_lr_ratio"]
+    if part == "lora_magnitude_vector" and "adam_weight_decay_magnitude" in options:
+        name, decay = name + ".magnitude", options["adam_weight_decay_magnitude"]
     return name, lr, decay
 
 
