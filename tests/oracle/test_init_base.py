@@ -139,7 +139,7 @@ def test_a_base_that_diffusers_saved_again_is_the_same_model(name, bases, tmp_pa
         assert second_hash != first_hash  # other files, another identity
         for key, tensor in expected.items():
             # Not bit for bit: kernels round by where in memory a weight begins, which is where it lies in its file.
-            assert relative_error(found[key].double(), tensor.double()) < 1e-6, (folder, key)
+            assert relative_error(found[key].double(), tensor.double()) < 1e-5, (folder, key)
 
 
 def test_the_fp16_variant_is_read_as_fp32(bases, tmp_path):
