@@ -51,7 +51,9 @@ BasicTransformerBlock::BasicTransformerBlock(int64_t dim, int64_t heads, int64_t
   ff_ = register_module("ff", std::make_shared<FeedForward>(dim));
 }
 
-at::Tensor BasicTransformerBlock::forward(const at::Tensor& x, const at::Tensor& encoder_hidden_states) const {
+at::Tensor BasicTransformerBlock::forward(const at::Tensor& x, const at::Tensor& text) const {
+  // Where the text encoder is trained: the block's two gradients meet here, with gradient checkpointing or without.
+  const at::Tensor encoder_hidden_states = at::alias(text);
   const at::Tensor normed = norm1_->forward(x);
   at::Tensor hidden_states = attn1_->forward(normed, normed, x);
   hidden_states = attn2_->forward(norm2_->forward(hidden_states), encoder_hidden_states, hidden_states);

@@ -19,6 +19,21 @@ namespace {
 using Inputs = std::vector<at::Tensor>;
 using torch::autograd::variable_list;
 
+/// Tensors of their own with the same values, which gradients end at.
+Inputs leaves_of(const Inputs& inputs, const std::vector<bool>& wants_grad) {
+  Inputs leaves;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    leaves.push_back(inputs[i].defined() ? inputs[i].detach() : at::Tensor());
+    if (wants_grad[i]) leaves.back().set_requires_grad(true);
+  }
+  return leaves;
+}
+
+at::Tensor recorded(const std::function<at::Tensor(const Inputs&)>& f, const Inputs& leaves) {
+  const c10::AutoGradMode enable(true);
+  return f(leaves);
+}
+
 struct CheckpointBackward : torch::autograd::Node {
   std::function<at::Tensor(const Inputs&)> f;
   Inputs inputs;  // detached
@@ -28,18 +43,10 @@ struct CheckpointBackward : torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     variable_list results(inputs.size());
     if (!grads[0].defined()) return results;
-    Inputs leaves;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      leaves.push_back(inputs[i].defined() ? inputs[i].detach() : at::Tensor());
-      if (wants_grad[i]) leaves.back().set_requires_grad(true);
-    }
+    const Inputs leaves = leaves_of(inputs, wants_grad);
     // A GPU's backward runs on a thread of its own, which knows of no rows.
     const auto rows = dropout_rows ? std::make_unique<LoraDropoutRows>(*dropout_rows) : nullptr;
-    at::Tensor output;
-    {
-      const c10::AutoGradMode enable(true);
-      output = f(leaves);
-    }
+    const at::Tensor output = recorded(f, leaves);
     if (!output.requires_grad()) return results;  // nothing inside wants a gradient, nor does an input
     torch::autograd::backward({output}, {grads[0]});
     for (size_t i = 0; i < leaves.size(); ++i) {
@@ -55,11 +62,6 @@ struct CheckpointBackward : torch::autograd::Node {
 
 at::Tensor checkpointed(const Inputs& inputs, std::function<at::Tensor(const Inputs&)> f) {
   if (!c10::GradMode::is_enabled()) return f(inputs);
-  at::Tensor output;
-  {
-    const c10::AutoGradMode disable(false);
-    output = f(inputs);
-  }
   const std::shared_ptr<CheckpointBackward> node(new CheckpointBackward(), torch::autograd::deleteNode);
   // Also where no input wants a gradient: a LoRA pair inside f does.
   for (const at::Tensor& input : inputs) {
@@ -69,6 +71,8 @@ at::Tensor checkpointed(const Inputs& inputs, std::function<at::Tensor(const Inp
     node->add_next_edge(wants ? torch::autograd::impl::gradient_edge(input) : torch::autograd::Edge());
   }
   if (const auto* rows = LoraDropoutRows::current()) node->dropout_rows = *rows;
+  // Recorded here too, and the record dropped: some kernels are chosen by what wants a gradient, and both times it must be the same.
+  const at::Tensor output = recorded(f, leaves_of(node->inputs, node->wants_grad)).detach();
   node->f = std::move(f);
   torch::autograd::set_history(output, node);
   return output;

@@ -63,7 +63,9 @@ class EncoderLayer : public torch::nn::Module {
     layer_norm2_ = register_module("layer_norm2", std::make_shared<LayerNorm>(size, config.layer_norm_eps));
   }
 
-  at::Tensor forward(const at::Tensor& x) const {
+  at::Tensor forward(const at::Tensor& input) const {
+    // Its two gradients meet here before that of the penultimate state joins them, with gradient checkpointing or without.
+    const at::Tensor x = at::alias(input);
     const at::Tensor y = x + self_attn_->forward(layer_norm1_->forward(x));
     return y + mlp_->forward(layer_norm2_->forward(y));
   }

@@ -23,7 +23,9 @@ at::Tensor ResnetBlock2D::forward(const at::Tensor& x, const at::Tensor& silu_te
   return checkpointed({x, silu_temb}, [this](const auto& in) { return run(in[0], in[1]); });
 }
 
-at::Tensor ResnetBlock2D::run(const at::Tensor& x, const at::Tensor& silu_temb) const {
+at::Tensor ResnetBlock2D::run(const at::Tensor& input, const at::Tensor& silu_temb) const {
+  // Gradients of the input meet here before they meet those of its other readers, with gradient checkpointing or without.
+  const at::Tensor x = at::alias(input);
   at::Tensor hidden_states = conv1_->forward(norm1_->forward_silu(x));
   const at::Tensor shift = time_emb_proj_ ? time_emb_proj_->forward(silu_temb) : at::Tensor();
   hidden_states = conv2_->forward(norm2_->forward_silu(hidden_states, shift));

@@ -32,8 +32,7 @@ void add_train_fields(Fields& f, Recipe& r) {
                "a step whose gradients were not finite, which is skipped."});
   f.push_back({"train", "loss_scale_growth_interval", &r.train.loss_scale_growth_interval, between(1, kMostSteps), with_fp16,
                "With fp16: so many steps without a skipped one double the loss scale."});
-  f.push_back({"train", "gradient_checkpointing", &r.train.gradient_checkpointing, anything(),
-               FieldIdentity{r.lora.train_text_encoder, "with train_text_encoder"},
+  f.push_back({"train", "gradient_checkpointing", &r.train.gradient_checkpointing, anything(), kFree,
                "Keep only the inputs of the model's blocks and compute them again in backward: a third more time, a fraction of the "
                "memory."});
   f.push_back({"train", "max_grad_norm", &r.train.max_grad_norm, above_zero(), kIdentity,

@@ -159,7 +159,7 @@ TEST_F(StableDiffusionBase, TheHashChangesWithEveryFileThatIsRead) {
     const fs::path copy = copy_of_base();
     std::fstream file(copy / name, std::ios::in | std::ios::out | std::ios::binary);
     file.seekp(-1, std::ios::end);
-    file.put('!');
+    file.put(name.ends_with("config.json") ? ' ' : '!');  // configs are read for the hash: they must stay JSON
     file.close();
     if (name == "model_index.json") {
       EXPECT_EQ(base_model_hash(copy), original);
