@@ -2,14 +2,19 @@
 they write in every layout, and runs that start from such a file."""
 
 import json
+import os
 import shutil
+import sys
 
 import pytest
 from safetensors.torch import load_file
 
-from lorashard_runs import adapter_hash, lorashard, make_base, make_pack, make_pictures, write_recipe
+from lorashard_runs import REPO, adapter_hash, lorashard, make_base, make_pack, make_pictures, write_recipe
 
-PATTERNS = ("--set", 'lora.rank_pattern={"attn2.to_k"=8, "conv1"=2}', "--set", 'lora.alpha_pattern={"*.attn1.*"=2.0}')
+sys.path.insert(0, os.path.join(REPO, "tests", "oracle"))
+from replay import Replay  # noqa: E402
+
+PATTERNS = ("--set", 'lora.rank_pattern={"attn2.to_k"=8, "conv1"=2}', "--set", 'lora.alpha_pattern={"attn1.to_q"=2.0}')
 VARIANT = {"lora__use_dora": True, "lora__lora_dropout": 0.2, "lora__target_modules": ["attention", "mid_block.resnets.*.conv1"],
            "lora__init": "kaiming", "output__formats": ["diffusers", "kohya", "peft"], "train__max_train_steps": 4,
            "checkpoint__checkpointing_steps": 2}
@@ -44,6 +49,21 @@ def test_going_on_from_a_checkpoint_writes_the_same_bytes(work, undisturbed):
     lorashard("train", path, *PATTERNS, "--set", "train.max_train_steps=2")
     lorashard("launch", path, "--ranks", 2, *PATTERNS)
     assert adapter_hash(work / "stopped") == adapter_hash(undisturbed)
+
+
+@pytest.mark.parametrize("variant", ["dora", "dora and dropout", "rslora and convolutions"])
+def test_every_step_equals_peft(work, variant):
+    options = {
+        "dora": {"lora__use_dora": True},
+        "dora and dropout": {"lora__use_dora": True, "lora__lora_dropout": 0.2, "lora__init": "kaiming"},
+        "rslora and convolutions": {"lora__use_dora": False, "lora__use_rslora": True, "lora__target_modules": ["attention+ff", "conv1"]},
+    }[variant]
+    name = variant.replace(" ", "-")
+    settings = {"lora__use_dora": False, "lora__lora_dropout": 0.0, "lora__init": "gaussian", "lora__target_modules": ["attention", "conv1"]}
+    lorashard("launch", recipe(work, name, **{**settings, **options}, debug__trace_steps=4, train__train_batch_size=2), "--ranks", 2, *PATTERNS)
+    errors = Replay(work / name).replay()
+    print(f"\n{variant}\n{errors.table()}")
+    assert not errors.outside(), errors.table()
 
 
 def test_dropout_and_dora_change_the_adapter(work, undisturbed):

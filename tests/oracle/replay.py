@@ -20,13 +20,13 @@ import h5py
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
-from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import draws_reference as draws
 import loss_reference
+import lora_reference
 import philox_reference as philox
 from replay_updates import ReplayUpdates
 
@@ -96,14 +96,15 @@ class Errors:
 
 
 KEY = re.compile(r"(unet|text_encoder|text_encoder_2)\.(.+)\."
-                 r"(lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up|lora_A|lora_B)\.weight")
+                 r"(?:(lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up|lora_A|lora_B)\.weight|lora_magnitude_vector)")
 
 
 def peft_name(key):
     """("unet", name of the parameter in peft) of the trace's "unet.<path>.lora.down.weight", and of the other spellings. Of text
     encoders transformers 5 leaves "text_model." out where they have no projection; so does the name here."""
     component, path, part = KEY.fullmatch(key).groups()
-    return component, f"{path.removeprefix('text_model.')}.{'lora_A' if part.endswith(('down', 'A')) else 'lora_B'}.default.weight"
+    word = "lora_magnitude_vector" if part is None else "lora_A" if part.endswith(("down", "A")) else "lora_B"
+    return component, f"{path.removeprefix('text_model.')}.{word}.default.weight"
 
 
 def read_captions(pack):
@@ -172,20 +173,26 @@ class Replay:
             components["text_encoder"] = (self.text_encoder, lora["text_encoder_target_modules"])
             if self.is_sdxl:
                 components["text_encoder_2"] = (self.text_encoder_2, lora["text_encoder_target_modules"])
-        named, self.modules = {}, []
+        named, self.modules, scales = {}, [], {}
         for component, (model, target_modules) in components.items():
-            model.add_adapter(LoraConfig(r=lora["rank"], lora_alpha=lora["lora_alpha"], target_modules=target_modules,
-                                         init_lora_weights="gaussian"))
+            model.add_adapter(lora_reference.lora_config(lora, target_modules))
             short = lambda name: name.removeprefix("text_model.")
             named |= {(component, short(name)): p for name, p in model.named_parameters() if p.requires_grad}
-            self.modules += [(component, short(name)) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+            adapted = {short(name): module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+            self.modules += [(component, name, module) for name, module in adapted.items()]
+            scales |= {(component, name): module.scaling["default"] for name, module in adapted.items()}
         ours = {peft_name(key) for key in self.keys}
         if ours != named.keys():
             raise ValueError(f"layers with an adapter differ from peft's: {sorted(ours ^ named.keys())[:6]}")
         self.parameters = {key: named[peft_name(key)] for key in self.keys}
-        wrong = {key: scale for key, scale in self.scales.items() if scale != lora["lora_alpha"] / lora["rank"]}
+        layer_of = lambda key: (peft_name(key)[0], re.sub(r"\.lora_\w+\.default\.weight$", "", peft_name(key)[1]))
+        wrong = {key: scale for key, scale in self.scales.items() if abs(scale - scales[layer_of(key)]) > 1e-12 * scale}
         if wrong or set(self.scales) != set(self.keys):
-            raise ValueError(f"the trace's scales are not lora_alpha / rank of every key: {self.scales}")
+            raise ValueError(f"the trace's scales are not peft's: {self.scales}")
+        self.dropouts = []
+        if lora["lora_dropout"] > 0:
+            models = [model for model, _ in components.values()]
+            self.dropouts = lora_reference.put_dropout(models, self.recipe["seed"], lora["lora_dropout"])
 
     def _count_samples(self):
         data = self.recipe["data"]
@@ -225,19 +232,22 @@ class Replay:
         return self.errors
 
     def _compare_init(self):
-        """down ~ N(0, 1 / rank), numbered in the order of diffusers' modules; up = 0."""
+        """down as `init` says, numbered in the order of diffusers' modules; up = 0; magnitudes the norms of the weights."""
         keys = {peft_name(key): key for key in self.keys}
-        for position, (component, name) in enumerate(self.modules):
+        for position, (component, name, module) in enumerate(self.modules):
             down, up = (self.trace["init/" + keys[component, f"{name}.{part}.default.weight"]] for part in ("lora_A", "lora_B"))
-            normal = philox.normal(self.recipe["seed"], position, philox.LORA_INIT, tuple(down.shape))
-            self.errors.compare("init", down, torch.from_numpy(normal) / self.recipe["lora"]["rank"], name)
+            expected = lora_reference.first_down(self.recipe["lora"]["init"], self.recipe["seed"], position, tuple(down.shape))
+            self.errors.compare("init", down, expected, name)
             self.errors.equal("init", up.count_nonzero().item(), 0, name)
+            if self.recipe["lora"]["use_dora"]:
+                magnitude = self.trace["init/" + keys[component, f"{name}.lora_magnitude_vector.default.weight"]]
+                self.errors.compare("init", magnitude, module.get_base_layer().weight.flatten(1).norm(dim=1), name)
 
     def _replay_step(self, step):
         before = "init/" if step == 0 else f"step{step - 1}/param/"
         with torch.no_grad():
             for key in self.keys:
-                self.parameters[key].copy_(self.trace[before + key])
+                self.parameters[key].copy_(self.trace[before + key].reshape(self.parameters[key].shape))
         for parameter in self.parameters.values():
             parameter.grad = None
         train = self.recipe["train"]
@@ -257,6 +267,8 @@ class Replay:
         seed, slots = self.recipe["seed"], range(m * batch, (m + 1) * batch)
         # The rows: instance images, then with prior preservation the class images of the same slots.
         rows = [(slot, shift) for shift in ([0, philox.CLASS_IMAGE] if self.with_class_images else [0]) for slot in slots]
+        for dropout in self.dropouts:
+            dropout.rows = [(slot, shift != 0) for slot, shift in rows]
         draw = lambda purpose: torch.stack(
             [torch.from_numpy(philox.normal(seed, slot, purpose + shift, latent_shape)) for slot, shift in rows])
 
@@ -359,7 +371,7 @@ class Replay:
 
     def _compare_gradients(self, step):
         found = {key: self.trace[f"step{step}/grad/{key}"].double() for key in self.keys}
-        expected = {key: self._gradient(key).double() for key in self.keys}
+        expected = {key: self._gradient(key).double().reshape(found[key].shape) for key in self.keys}
         flat = lambda gradients: torch.cat([gradients[key].flatten() for key in self.keys])
         self.errors.compare("gradient", flat(found), flat(expected), f"step{step}")
         whole = flat(expected).norm()

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-import philox_reference as philox
+import lora_reference
 from unet_cases import forward, make_inputs, make_unet, relative_error, run_probe
 
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
@@ -48,29 +48,6 @@ def peft_keys(unet, of=lambda parameter: parameter):
     return {"unet." + shorten(name): of(p) for name, p in unet.named_parameters() if "lora_" in name}
 
 
-class PhiloxDropout(torch.nn.Module):
-    """docs/determinism.md's masks in the place of peft's dropout: images are rows 0, 1, ... of slots 0, 1, ..., seed 1."""
-
-    def __init__(self, module, p, as_tokens):
-        super().__init__()
-        self.module, self.p, self.as_tokens = module, p, as_tokens
-
-    def forward(self, x):
-        seen = x.flatten(2).transpose(1, 2) if self.as_tokens else x
-        keep = torch.stack([torch.from_numpy(philox.dropout_mask(1, row, self.module, self.p, tuple(seen.shape[1:])))
-                            for row in range(len(x))])
-        if self.as_tokens:
-            keep = keep.transpose(1, 2).reshape(x.shape)
-        return torch.where(keep, x * (1 / (1 - self.p)), torch.zeros(()))
-
-
-def drop_as_lorashard_does(unet, p):
-    adapted = [(name, module) for name, module in unet.named_modules() if hasattr(module, "lora_dropout")]
-    for position, (name, module) in enumerate(adapted):
-        pointwise = name.endswith(("proj_in", "proj_out")) and isinstance(module.get_base_layer(), torch.nn.Conv2d)
-        module.lora_dropout["default"] = PhiloxDropout(position, p, pointwise)
-
-
 class Adapted:
     """A UNet of diffusers with a peft adapter, and what unet_probe makes of the same."""
 
@@ -90,8 +67,8 @@ class Adapted:
             elif parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.1)
         if "dropout" in self.options:
-            self.unet.train()
-            drop_as_lorashard_does(self.unet, self.options["dropout"])
+            for dropout in lora_reference.put_dropout([self.unet], 1, self.options["dropout"]):
+                dropout.rows = [(0, False), (1, False)]
         self.inputs = make_inputs(self.unet)
         self.inputs["target"] = torch.randn_like(self.inputs["sample"])
         self.save_folded(folder / "lora.safetensors")
@@ -208,8 +185,6 @@ def test_first_values(tmp_path, init):
     weights = dict(unet.named_parameters())
     for position, path in enumerate((out / "lora_modules.txt").read_text().split()):
         down, up, magnitude = (found[f"init/unet.{path}.{part}"] for part in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"))
-        expected = (philox.normal(1, position, philox.LORA_INIT, tuple(down.shape)) / 4 if init == "gaussian"
-                    else philox.kaiming_uniform(1, position, tuple(down.shape)))
-        assert relative_error(down, torch.from_numpy(expected)) <= 1e-7
+        assert relative_error(down, lora_reference.first_down(init, 1, position, tuple(down.shape))) <= 1e-7
         assert not up.any()
         assert relative_error(magnitude.flatten(), weights[path + ".weight"].flatten(1).norm(dim=1)) <= 1e-6
