@@ -51,6 +51,11 @@ def test_going_on_from_a_checkpoint_writes_the_same_bytes(work, undisturbed):
     assert adapter_hash(work / "stopped") == adapter_hash(undisturbed)
 
 
+def test_recomputing_draws_the_same_masks(work, undisturbed):
+    lorashard("train", recipe(work, "recomputed", train__gradient_checkpointing=True), *PATTERNS)
+    assert adapter_hash(work / "recomputed") == adapter_hash(undisturbed)
+
+
 @pytest.mark.parametrize("variant", ["dora", "dora and dropout", "rslora and convolutions"])
 def test_every_step_equals_peft(work, variant):
     options = {
