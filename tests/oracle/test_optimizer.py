@@ -20,13 +20,15 @@ def elements(groups):
     return sum(int(np.prod(shape)) for g in groups for shape in g["shapes"])
 
 
-def inputs(groups, steps, magnitude=1e-2, decades=3, seed=7):
-    """Gradients whose size differs by so many decades from element to element, and a little from step to step."""
+def inputs(groups, steps, magnitude=1e-2, decades=3, drift=0.0, seed=7):
+    """Gradients whose size differs by so many decades from element to element, and a little from step to step; with `drift`
+    each element's have a direction of its own besides."""
     generator = np.random.default_rng(seed)
     count = elements(groups)
     scale = magnitude * 10.0 ** generator.uniform(-decades, 0, count)
     parameters = generator.standard_normal(count)
-    gradients = generator.standard_normal((steps, count)) * scale * generator.uniform(0.5, 1.5, (steps, 1))
+    noise = generator.standard_normal((steps, count))
+    gradients = (noise + drift * generator.choice((-1.0, 1.0), count)) * scale * generator.uniform(0.5, 1.5, (steps, 1))
     return torch.from_numpy(parameters.astype(np.float32)), torch.from_numpy(gradients.astype(np.float32))
 
 
@@ -72,10 +74,10 @@ def relative(got, want):
     return ((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30)).item()
 
 
-def run_both(folder, groups, steps, make, recipe, max_norm=1e9, magnitude=1e-2, decades=3):
+def run_both(folder, groups, steps, make, recipe, max_norm=1e9, magnitude=1e-2, decades=3, drift=0.0):
     """Both over the same gradients. Returns our output, the reference, its parameters after each step and its norms."""
     torch.set_num_threads(1)
-    parameters, gradients = inputs(groups, steps, magnitude, decades)
+    parameters, gradients = inputs(groups, steps, magnitude, decades, drift)
     got = run_probe(folder, groups, parameters, gradients, recipe, max_norm)
     reference = Reference(groups, parameters, make)
     after, norms = [], []
@@ -245,13 +247,13 @@ def test_the_maps_of_8_bit_numbers_are_those_of_bitsandbytes(tmp_path):
 # ---- Prodigy
 
 PRODIGY = [group("unet", [(8, 40), (40, 8), (50,)], 1.0, 1e-2), group("text_encoder", [(8, 33)], 1.0, 0.1)]
-PRODIGY_CASES = {
-    "the scripts' defaults": ({}, {"use_bias_correction": True, "safeguard_warmup": True}),
-    "prodigyopt's defaults": ({"prodigy_use_bias_correction": "false", "prodigy_safeguard_warmup": "false"}, {}),
+PRODIGY_CASES = {  # our keys, their arguments, drift: d must grow, but not without end
+    "the scripts' defaults": ({}, {"use_bias_correction": True, "safeguard_warmup": True}, 1.0),
+    "prodigyopt's defaults": ({"prodigy_use_bias_correction": "false", "prodigy_safeguard_warmup": "false"}, {}, 0.0),
     "coupled decay, beta3, d0, d_coef": (
         {"prodigy_decouple": "false", "prodigy_beta3": 0.9, "prodigy_d0": 1e-5, "prodigy_d_coef": 0.5},
-        {"use_bias_correction": True, "safeguard_warmup": True, "decouple": False, "beta3": 0.9, "d0": 1e-5, "d_coef": 0.5}),
-    "no first moment": ({"adam_beta1": 0.0}, {"betas": (0.0, 0.999), "use_bias_correction": True, "safeguard_warmup": True}),
+        {"use_bias_correction": True, "safeguard_warmup": True, "decouple": False, "beta3": 0.9, "d0": 1e-5, "d_coef": 0.5}, 0.0),
+    "no first moment": ({"adam_beta1": 0.0}, {"betas": (0.0, 0.999), "use_bias_correction": True, "safeguard_warmup": True}, 0.3),
 }
 
 
@@ -259,15 +261,16 @@ PRODIGY_CASES = {
 def test_prodigy_ends_where_prodigyopt_ends(tmp_path, case):
     import prodigyopt
 
-    ours, theirs = PRODIGY_CASES[case]
+    ours, theirs, drift = PRODIGY_CASES[case]
     recipe = ["optimizer.optimizer=prodigy", *(f"optimizer.{key}={value}" for key, value in ours.items())]
-    got, reference, after, _ = run_both(tmp_path, PRODIGY, 100, lambda g: prodigyopt.Prodigy(g, **theirs), recipe)
+    got, reference, after, _ = run_both(tmp_path, PRODIGY, 100, lambda g: prodigyopt.Prodigy(g, **theirs), recipe, drift=drift)
     d = reference.optimizer.param_groups[0]["d"]
     error = max(relative(*pair) for pair in zip(got["parameters"], after[1:]))
     print(f"{case}: parameters {error:.1e}, d {got['state/d'].item() / d - 1:.1e}; d grew {d / theirs.get('d0', 1e-6):.3g}-fold; "
           f"way gone {worst_error(got['parameters'], after):.1e}")
     assert d > 10 * theirs.get("d0", 1e-6), "the estimate never grew"
-    assert error < 1e-6 and abs(got["state/d"].item() / d - 1) < 1e-4
+    # prodigyopt sums in fp32; where its estimate is far from settled (the third case: d grew 8000-fold) that shows in the weights.
+    assert error < 5e-6 and worst_error(got["parameters"], after) < 1e-4 and abs(got["state/d"].item() / d - 1) < 1e-5
     assert got["state/k"].item() == 100
 
 
