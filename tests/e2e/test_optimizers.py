@@ -49,7 +49,9 @@ def test_the_same_bytes_on_other_ranks_and_the_updates_of_the_reference(work, op
     lorashard("launch", path, "--ranks", 3)
     assert adapter_hash(parts) == adapter_hash(whole)
 
-    trace, errors = load_file(whole / "trace.safetensors"), Errors()
+    # A moment half way between two bytes may become either.
+    errors = Errors({"grad_norm": 1e-5, "lr": 0, "weights": 1e-3 if optimizer == "adamw8bit" else 1e-6})
+    trace = load_file(whole / "trace.safetensors")
     keys = [name.removeprefix("init/") for name in trace if name.startswith("init/")]
     resolved = tomllib.loads((whole / "recipe.toml").read_text(encoding="utf-8"))
     lines = {line["global_step"]: line for line in metrics(whole)}
@@ -58,9 +60,7 @@ def test_the_same_bytes_on_other_ranks_and_the_updates_of_the_reference(work, op
     if updates.ema:
         updates.compare_average(dict.fromkeys(keys, 1.0), errors)
     print(f"\n{optimizer}: {[group['name'] for group in updates.groups]}\n{errors.table()}")
-    # bitsandbytes' CPU library rounds small moments to other bytes than the nearest (tests/oracle/test_optimizer.py).
-    limits = {"grad_norm": 1e-5, "lr": 0, "weights": 1e-3 if optimizer == "adamw8bit" else 1e-6}
-    assert all(errors.worst[kind][0] <= limit for kind, limit in limits.items()), errors.table()
+    assert not errors.outside(), errors.table()
 
 
 def test_the_checkpoint_has_the_state_by_name_and_refuses_another_optimizers(work):

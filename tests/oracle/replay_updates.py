@@ -40,6 +40,18 @@ def reference_groups(recipe, weights):
     return list(groups.values())
 
 
+def nearest_bytes():
+    """bitsandbytes 0.50's CPU library looks small numbers up in a coarse table; from here on it takes its generic code instead."""
+    import bitsandbytes.backends.cpu.ops as ops
+
+    def quantize(values, code, absmax, out, blocksize):
+        found, largest = torch.ops.bitsandbytes.quantize_blockwise(values.double(), code, blocksize)
+        out.copy_(found.view(out.shape))
+        absmax.copy_(largest)
+
+    ops._quant_blockwise_fp32_direct = quantize
+
+
 def reference_optimizer(options, groups):
     """The package that each optimizer is named after."""
     lr, betas, eps = options["learning_rate"], (options["adam_beta1"], options["adam_beta2"]), options["adam_epsilon"]
@@ -49,6 +61,7 @@ def reference_optimizer(options, groups):
     if name == "adamw8bit":
         import bitsandbytes
 
+        nearest_bytes()
         return bitsandbytes.optim.AdamW8bit(groups, lr=lr, betas=betas, eps=eps)
     if name == "prodigy":
         import prodigyopt

@@ -42,7 +42,7 @@ def test_the_state_lies_where_the_page_says(checkpoint):
                         "skipped_in_a_row": "1", "pack_hash": "9f86d081", "base_hash": "60303ae2",
                         "parameter_keys": "a.down 4x125\na.up 125x4"}
     x = np.arange(1000, dtype="<f4")
-    expected = [("optimizer/d", "F64", np.float64(0.1)), ("loss_scale/good_steps", "I64", np.int64(1234567890123)),
+    expected = [("loss_scale/good_steps", "I64", np.int64(1234567890123)), ("optimizer/d", "F64", np.float64(0.1)),
                 ("optimizer/exp_avg", "F32", x / 2), ("parameters", "F32", x),
                 ("optimizer/state1", "U8", np.arange(1000).astype("u1"))]  # wider types first, then by name
     assert sorted(header) == sorted(name for name, *_ in expected)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from replay_updates import nearest_bytes
+
 PROBE = os.path.join(os.environ["LORASHARD_BUILD_DIR"], "tests", "optimizer_probe")
 
 
@@ -189,12 +191,8 @@ def test_adamw8bit_ends_where_bitsandbytes_ends(tmp_path, monkeypatch, table):
     import bitsandbytes.backends.cpu.ops as ops
 
     if table == "nearest":
-        def nearest(values, code, absmax, out, blocksize):
-            found, largest = torch.ops.bitsandbytes.quantize_blockwise(values.double(), code, blocksize)
-            out.copy_(found.view(out.shape))
-            absmax.copy_(largest)
-
-        monkeypatch.setattr(ops, "_quant_blockwise_fp32_direct", nearest)
+        monkeypatch.setattr(ops, "_quant_blockwise_fp32_direct", ops._quant_blockwise_fp32_direct)  # put back afterwards
+        nearest_bytes()
     steps = 50
     make = lambda g: bitsandbytes.optim.AdamW8bit(g, betas=(0.9, 0.999), eps=1e-8)
     got, reference, after, _ = run_both(tmp_path, BLOCKS, steps, make, ["optimizer.optimizer=adamw8bit"], decades=1)
