@@ -44,12 +44,12 @@ endforeach()
 endfunction()
 
 # lorashard_pytest_folder(NAME LABEL): every tests/NAME/test_*.py is one ctest entry, run by pytest in the private
-# environment, with the program's path in $LORASHARD and the build folder in $LORASHARD_BUILD_DIR.
-function(lorashard_pytest_folder NAME LABEL)
+# environment, with the program's path in $LORASHARD and the build folder in $LORASHARD_BUILD_DIR. Each keeps PROCESSORS cores busy.
+function(lorashard_pytest_folder NAME LABEL PROCESSORS)
   file(GLOB _files CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${NAME}/test_*.py")
   foreach(_file ${_files})
     get_filename_component(_stem "${_file}" NAME_WE)
     add_test(NAME ${NAME}.${_stem} COMMAND ${LORASHARD_PYTHON} -m pytest -q -p no:cacheprovider "${_file}")
-    set_tests_properties(${NAME}.${_stem} PROPERTIES LABELS ${LABEL} ENVIRONMENT "${LORASHARD_TEST_ENV}" PROCESSORS 2 TIMEOUT 1800)
+    set_tests_properties(${NAME}.${_stem} PROPERTIES LABELS ${LABEL} ENVIRONMENT "${LORASHARD_TEST_ENV}" PROCESSORS ${PROCESSORS} TIMEOUT 1800)
   endforeach()
 endfunction()
