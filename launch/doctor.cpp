@@ -235,15 +235,20 @@ void look_at_base(Report& report, Findings& findings, const Machine& machine, in
   });
 }
 
-std::string look_at_device(const Recipe& recipe) {
-  const std::string& wanted = recipe.distributed.device;
+/// Also puts what a start would choose in place of "auto", as a start does.
+std::string look_at_device(Recipe& recipe) {
+  const std::string wanted = recipe.distributed.device;
   const std::string precision = recipe.train.mixed_precision == "no" ? "fp32" : recipe.train.mixed_precision;
   const std::string why = wanted == "cpu" ? "the recipe says so" : why_no_gpu();
-  if (why.empty()) return fmt::format("cuda, {}", precision);
+  if (why.empty()) {
+    recipe.distributed.device = "cuda";
+    return fmt::format("cuda, {}", precision);
+  }
   if (wanted == "cuda") {
     throw Error(ErrorKind::usage, fmt::format("'distributed.device' = \"cuda\", but {}", why),
                 "distributed.device = \"cpu\" trains without a GPU");
   }
+  recipe.distributed.device = "cpu";
   return fmt::format("cpu ({}), {}", why, precision);
 }
 
