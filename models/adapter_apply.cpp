@@ -55,7 +55,8 @@ at::Tensor lokr_product(const AdapterModule& module) {
   else
     w2 = at::mm(fp32(module, "lokr_w2_a"), matrix(fp32(module, "lokr_w2_b")));
   // The kernel belongs to w2; it lies at the end of each row, so the product of the matrices is that of the kernels.
-  return at::kron(matrix(w1), matrix(w2));
+  // Contiguous because kron views its factors and einsum answers in any order.
+  return at::kron(matrix(w1), matrix(w2).contiguous());
 }
 
 /// Norms over what dora_scale has no dimension for: all but the outputs, or (the older kind) all but the inputs.
