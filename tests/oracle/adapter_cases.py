@@ -57,7 +57,7 @@ def diffusers_path(component, name):
 
 
 ATTENTION = r"(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)$"
-EVERYTHING = ATTENTION[:-1] + r"|$)"
+EVERYTHING = ""  # every Linear and Conv2d
 
 
 def layers_of(pipeline, pattern):
