@@ -45,11 +45,16 @@ endfunction()
 
 # lorashard_pytest_folder(NAME LABEL): every tests/NAME/test_*.py is one ctest entry, run by pytest in the private
 # environment, with the program's path in $LORASHARD and the build folder in $LORASHARD_BUILD_DIR. Each keeps PROCESSORS cores busy.
+# Those in LORASHARD_LONG_FILES ("faults/test_network", ...) run where LORASHARD_LONG_TESTS=1 was set when cmake ran; else ctest lists
+# them as disabled.
 function(lorashard_pytest_folder NAME LABEL PROCESSORS)
   file(GLOB _files CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${NAME}/test_*.py")
   foreach(_file ${_files})
     get_filename_component(_stem "${_file}" NAME_WE)
     add_test(NAME ${NAME}.${_stem} COMMAND ${LORASHARD_PYTHON} -m pytest -q -p no:cacheprovider "${_file}")
     set_tests_properties(${NAME}.${_stem} PROPERTIES LABELS ${LABEL} ENVIRONMENT "${LORASHARD_TEST_ENV}" PROCESSORS ${PROCESSORS} TIMEOUT 1800)
+    if("${NAME}/${_stem}" IN_LIST LORASHARD_LONG_FILES AND NOT "$ENV{LORASHARD_LONG_TESTS}" STREQUAL "1")
+      set_tests_properties(${NAME}.${_stem} PROPERTIES DISABLED ON)
+    endif()
   endforeach()
 endfunction()
