@@ -20,7 +20,7 @@ enum class Purpose : uint32_t {
   noise_offset = 9,
   input_perturbation = 10,
   lora_init = 11,        ///< slot = position of the module in the adapter
-  lora_dropout = 12,     ///< block's high bits = position of the module
+  lora_dropout = 12,     ///< plus 2^16 times the position of the module
   base_init = 13,        ///< init-base (slot = position of the tensor)
   sampling_noise = 14,   ///< what a sampled picture starts from (slot = number of the picture)
   caption_shuffle = 20,      ///< a block a tag
