@@ -88,3 +88,20 @@ def test_the_options_of_noise_loss_and_captions_equal_the_scripts(work, name):
         plain = torch.nn.functional.mse_loss(micro["model_pred"], micro["target"])
         changed = max(changed, ((micro["loss"] - plain).abs() / plain).item())
     assert changed > 1e-3, "the options changed nothing"
+
+
+# The 16-bit limits of replay.py's HALF_LIMITS; recomputed activations have those of fp32.
+@pytest.mark.parametrize("name, options", {
+    "gradient_checkpointing": {"train__gradient_checkpointing": True},
+    "bf16": {"train__mixed_precision": "bf16"},
+    "bf16_and_gradient_checkpointing": {"train__mixed_precision": "bf16", "train__gradient_checkpointing": True},
+    "fp16": {"train__mixed_precision": "fp16"},
+}.items())
+def test_recomputed_and_in_16_bits_every_step_equals_diffusers(work, name, options):
+    recipe = write_recipe(work / f"{name}.toml", work / "tiny-sd15", work / "pack", work / name, train__train_batch_size=2,
+                          train__total_batch_size=6, train__max_train_steps=3, debug__trace_steps=3, **options)
+    lorashard("launch", recipe, "--ranks", 2)
+    replay = Replay(work / name)
+    errors = replay.replay()
+    print(f"\n{name}\n{errors.table()}")
+    assert not errors.outside(), errors.table()
