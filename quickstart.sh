@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 PACKAGES=(
-  build-essential cmake ninja-build pkg-config ccache python3 python3-venv ca-certificates
+  build-essential cmake ninja-build pkg-config ccache mold python3 python3-venv ca-certificates
   libopenmpi-dev openmpi-bin libhdf5-dev libvips-dev libxxhash-dev
   libre2-dev libicu-dev zlib1g-dev libfmt-dev libspdlog-dev libssl-dev
   nlohmann-json3-dev libtomlplusplus-dev libcli11-dev libprotobuf-dev protobuf-compiler

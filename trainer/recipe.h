@@ -28,6 +28,7 @@ struct Recipe {
   } model;
   struct Output {
     std::vector<std::string> formats = {"diffusers"};
+    std::string license;  ///< of the model card; empty: what the base's family came out under
   } output;
   struct Lora {
     int64_t rank = 4;

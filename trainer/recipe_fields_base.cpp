@@ -35,6 +35,9 @@ void add_base_fields(Fields& f, Recipe& r) {
   f.push_back({"output", "formats", &r.output.formats, one_of({"diffusers", "kohya", "peft"}), kFree,
                "Adapter files to write at the end: pytorch_lora_weights.safetensors (diffusers) always, "
                "kohya_lora_weights.safetensors, peft/. Each is read again and compared."});
+  f.push_back({"output", "license", &r.output.license, anything(), kFree,
+               "Licence in the model card, by the Hub's name for it. Empty: that of the family's first bases, "
+               "creativeml-openrail-m for SD 1.x and 2.x (as the scripts write), openrail++ for SDXL."});
 }
 
 }  // namespace lorashard

@@ -55,6 +55,14 @@ TEST(ModelCard, SaysHowSdxlAndASingleFileAreLoaded) {
   EXPECT_THAT(card, HasSubstr("- stable-diffusion-xl\n- stable-diffusion-xl-diffusers\n"));
 }
 
+TEST(ModelCard, HasTheLicenceOfTheFamilyOrTheRecipesOwn) {
+  Recipe recipe = resolved_recipe();
+  EXPECT_THAT(model_card(recipe, {}), HasSubstr("\nlicense: \"creativeml-openrail-m\"\n"));
+  EXPECT_THAT(model_card(recipe, {.is_sdxl = true}), HasSubstr("\nlicense: \"openrail++\"\n"));
+  recipe.output.license = "cc-by-4.0";
+  EXPECT_THAT(model_card(recipe, {}), HasSubstr("\nlicense: \"cc-by-4.0\"\n"));
+}
+
 TEST(ModelCard, HoldsARecipeThatReadsBack) {
   const Recipe recipe = resolved_recipe();
   const std::string card = model_card(recipe, {});
