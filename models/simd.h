@@ -9,7 +9,7 @@
 
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 // Sanitizers can't run the resolvers that choose a clone: they run before the sanitizer is set up.
-#define LORASHARD_SIMD __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#define LORASHARD_SIMD __attribute__((target_clones("avx512f", "arch=x86-64-v3", "default")))
 #define LORASHARD_FMA 1
 #else
 #define LORASHARD_SIMD
