@@ -372,7 +372,9 @@ TEST(Checkpoint, AManifestOfAnotherFormatOrVersionIsRefused) {
     EXPECT_EQ(error.kind(), ErrorKind::bad_data);
     EXPECT_THAT(error.message(), HasSubstr(from.starts_with('"') ? "expected version 2, found 1" : "expected format"));
     // One of an older version is not passed over: the run would begin anew.
-    if (from.starts_with('"')) EXPECT_EQ(error_of([&] { newest_checkpoint(run.path()); }).message(), error.message());
+    if (from.starts_with('"')) {
+      EXPECT_EQ(error_of([&] { newest_checkpoint(run.path()); }).message(), error.message());
+    }
   }
 }
 
