@@ -16,7 +16,7 @@ import time
 
 from fault_runs import MPIRUN
 
-# mpirun itself notices a host that is gone by TCP's keepalive alone, and without these only after minutes.
+# mpirun itself notices a host that is gone by TCP alone: by its keepalive, or where it has just sent something by tcp_retries2.
 KEEPALIVE = ["--mca", "oob_tcp_keepalive_time", "5", "--mca", "oob_tcp_keepalive_intvl", "1", "--mca", "oob_tcp_keepalive_probes", "5"]
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 INTERFACE = "lsf0"
@@ -144,6 +144,11 @@ class TwoHosts:
 
     def link(self, up):
         sh("ip", "-n", self.names[1], "link", "set", INTERFACE, "up" if up else "down")
+
+    def set_retries(self, count):
+        """net.ipv4.tcp_retries2 of both hosts: how often TCP sends again what is not answered; by default for a quarter of an hour."""
+        for name in self.names:
+            sh("ip", "netns", "exec", name, "sh", "-c", f"echo {count} > /proc/sys/net/ipv4/tcp_retries2")
 
     def close(self):
         for name in self.names:
