@@ -15,9 +15,9 @@ REPO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 VOCABULARY = os.path.join(REPO, ".venv/share/lorashard/bpe_simple_vocab_16e6.txt.gz")
 
 
-def lorashard(*arguments, code=0, **kwargs):
+def lorashard(*arguments, code=0, timeout=900, **kwargs):
     """Runs the program; fails unless it ends with exit code `code`. Returns the finished process."""
-    done = subprocess.run([LORASHARD, *map(str, arguments)], capture_output=True, text=True, timeout=900, **kwargs)
+    done = subprocess.run([LORASHARD, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, **kwargs)
     assert done.returncode == code, f"exit code {done.returncode}, expected {code}\n{done.stderr[-4000:]}"
     return done
 

@@ -245,8 +245,8 @@ class Soak:
         # What stops is asked for may fall into the start: go on from where the newest whole checkpoint is.
         last = self.step() + 5
         self.say(f"stopped; to step {last}, and the same without faults")
-        lorashard("launch", self.recipe("run", last), "--ranks", 3)
-        lorashard("launch", self.recipe("undisturbed", last), "--ranks", 2, "--set", "checkpoint.checkpointing_steps=1000000")
+        lorashard("launch", self.recipe("run", last), "--ranks", 3, timeout=None)
+        lorashard("launch", self.recipe("undisturbed", last), "--ranks", 2, "--set", "checkpoint.checkpointing_steps=1000000", timeout=None)
         steps = [json.loads(line)["global_step"] for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         same = adapter_hash(self.run) == adapter_hash(self.folder / "undisturbed")
         result = {"minutes": round(took / 60, 1), "faults": sum(self.did.values()), "steps": last, "lost_steps": self.lost,
