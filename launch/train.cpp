@@ -1,18 +1,15 @@
 // lorashard train: this process is one rank of mpirun or srun, or the whole run when nothing started it.
 #include <chrono>
 #include <memory>
-#include <optional>
 
 #include "dist/agreement.h"
 #include "dist/communicator.h"
 #include "dist/compute_device.h"
 #include "dist/error.h"
 #include "dist/health.h"
-#include "dist/log.h"
 #include "dist/machine.h"
 #include "dist/start_deadline.h"
-#include "dist/stop_request.h"
-#include "dist/world.h"
+#include "launch/as_rank.h"
 #include "launch/commands.h"
 #include "trainer/recipe.h"
 #include "trainer/trainer.h"
@@ -25,26 +22,24 @@ NcclOptions nccl_options(const Recipe& recipe) {
   return {.timeout = std::chrono::milliseconds(static_cast<int64_t>(1e3 * (timeout_s > 0 ? timeout_s : 1e6)))};
 }
 
-void train(const std::string& recipe_path, const std::vector<std::string>& overrides, const World& world,
+void train(const std::string& recipe_path, const std::vector<std::string>& overrides, Communicator& communicator,
            std::unique_ptr<Health>& health, StartDeadline& deadline) {
-  const std::unique_ptr<Communicator> communicator = make_cpu_communicator(world);  // on GPUs: the control plane
-  install_stop_handlers();
   Recipe recipe;
-  run_agreed(*communicator, "reading the recipe", [&] { recipe = load_recipe(recipe_path, overrides); });
-  require_same(*communicator, "the program", describe_program());
-  health = std::make_unique<Health>(*communicator,
+  run_agreed(communicator, "reading the recipe", [&] { recipe = load_recipe(recipe_path, overrides); });
+  require_same(communicator, "the program", describe_program());
+  health = std::make_unique<Health>(communicator,
                                     HealthOptions{.collective_timeout_s = recipe.distributed.collective_timeout_s,
                                                   .heartbeat_s = recipe.distributed.heartbeat_s,
                                                   .straggler_warning_s = recipe.distributed.straggler_warning_s,
                                                   .straggler_pace = recipe.distributed.straggler_pace,
                                                   .work_timeout_s = recipe.distributed.work_timeout_s});
   deadline.met();
-  recipe.distributed.device = choose_device(*communicator, recipe.distributed.device);
+  recipe.distributed.device = choose_device(communicator, recipe.distributed.device);
   if (recipe.distributed.device == "cpu") {
-    Trainer(recipe, *communicator).train();
+    Trainer(recipe, communicator).train();
     return;
   }
-  const GpuRank gpu = take_gpu(*communicator, nccl_options(recipe), recipe.train.deterministic);
+  const GpuRank gpu = take_gpu(communicator, nccl_options(recipe), recipe.train.deterministic);
   Trainer(recipe, *gpu.communicator, gpu.device).train();
 }
 
@@ -57,29 +52,11 @@ double start_timeout_of(const std::string& recipe_path, const std::vector<std::s
   }
 }
 
-// An error all ranks know of ends them together, after MPI_Finalize. One that a rank met alone would leave the others
-// waiting for it: it takes them down.
 void train_as_rank(const std::string& recipe_path, const std::vector<std::string>& overrides) {
-  std::optional<AgreedError> agreed;
-  std::unique_ptr<Health> health;  // outlives the session: MPI_Finalize waits for every rank
-  StartDeadline deadline(start_timeout_of(recipe_path, overrides));
-  {
-    MpiSession session(nullptr, nullptr);
-    const World& world = session.world();
-    log::set_rank(world.rank, world.world_size);
-    try {
-      train(recipe_path, overrides, world, health, deadline);
-    } catch (const AgreedError& error) {
-      agreed = error;
-    } catch (const Error& error) {
-      log::error("{}", error.what());
-      session.abort(exit_code(error.kind()));
-    } catch (const std::exception& error) {
-      log::error("lorashard failed: {}", describe(error));
-      session.abort(exit_code(ErrorKind::internal));
-    }
-  }
-  if (agreed) throw *agreed;
+  StartDeadline deadline(start_timeout_of(recipe_path, overrides));  // before MPI, which waits for every rank
+  run_as_rank([&](Communicator& communicator, std::unique_ptr<Health>& health) {
+    train(recipe_path, overrides, communicator, health, deadline);
+  });
 }
 
 }  // namespace

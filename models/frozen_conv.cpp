@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "models/aligned_weight.h"
 #include "models/autograd_node.h"
 #include "models/safetensors.h"
 
@@ -138,7 +139,8 @@ at::Tensor frozen_conv2d(const at::Tensor& x, const at::Tensor& weight, const at
     const BelowAutograd guard;
     const at::Tensor columns =
         geo.pointwise() || geo.middle_only() ? as_rows(x) : patches(geo, x.contiguous(at::MemoryFormat::ChannelsLast));
-    y = as_image(at::addmm(bias, columns, matrix(geo, weight).t()), geo.batch, geo.out_height, geo.out_width);
+    const at::Tensor kernels = aligned_weight(matrix(geo, weight), geo.rows());
+    y = as_image(at::addmm(bias, columns, kernels.t()), geo.batch, geo.out_height, geo.out_width);
   }
   record<FrozenConv2dBackward>(
       y,

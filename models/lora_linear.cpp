@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "models/aligned_weight.h"
 #include "models/autograd_node.h"
 #include "models/low_rank.h"
 
@@ -22,9 +23,10 @@ at::Tensor as_rows(const at::Tensor& x) { return x.dim() == 2 ? x : x.reshape({-
 
 /// x W^T + b + residual.
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& residual) {
-  if (!residual.defined()) return bias.defined() ? at::addmm(bias, x, weight.t()) : at::mm(x, weight.t());
+  const at::Tensor transposed = aligned_weight(weight, x.size(0)).t();
+  if (!residual.defined()) return bias.defined() ? at::addmm(bias, x, transposed) : at::mm(x, transposed);
   const at::Tensor rows = as_rows(residual);
-  return bias.defined() ? (rows + bias).addmm_(x, weight.t()) : at::addmm(rows, x, weight.t());
+  return bias.defined() ? (rows + bias).addmm_(x, transposed) : at::addmm(rows, x, transposed);
 }
 
 struct FrozenLinearBackward : torch::autograd::Node {

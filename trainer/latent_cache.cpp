@@ -6,11 +6,9 @@
 #include <cstring>
 #include <vector>
 
-#include "dist/agreement.h"
+#include "data/shared_store.h"
 #include "dist/error.h"
-#include "dist/log.h"
 #include "dist/sha256.h"
-#include "dist/shared_work.h"
 #include "trainer/conditioning.h"
 
 namespace lorashard {
@@ -72,18 +70,12 @@ std::unique_ptr<TensorStore> open_latent_cache(Communicator& communicator, const
   const int64_t encodings = options.transform.random_flip ? 2 : 1;
   auto store = std::make_unique<TensorStore>(options.folder / ("latents-" + identity.substr(0, 16)), identity,
                                              options.num_rows * encodings, channels * side * side * int64_t{sizeof(float)});
-  SharedWork work{.doing_what = "encoding the pictures", .pieces_per_item = TensorStore::kRowsPerShard};
-  run_agreed(communicator, "looking for cached latents", [&] { work.items = store->missing(); });
-  require_same(communicator, "the list of cached latents", fmt::format("{}", fmt::join(work.items, " ")));
-  if (!work.items.empty()) {
-    log::info("caching the latents of {} pictures in '{}'", options.num_rows, store->folder().string());
-    run_agreed(communicator, "making the cache's folder", [&] {
-      if (communicator.world().rank == 0) std::filesystem::create_directories(store->folder());
-    });
-    ShardMaker maker(pack, base, options.transform, *store);
-    share_work(communicator, work, [&](int64_t shard) { return maker.advance(shard); });
-  }
-  run_agreed(communicator, "opening cached latents", [&] { store->open(); });
+  ShardMaker maker(pack, base, options.transform, *store);
+  open_shared_store(communicator, *store,
+                    {.contents = "cached latents",
+                     .making = "encoding the pictures",
+                     .announce = fmt::format("caching the latents of {} pictures", options.num_rows)},
+                    [&](int64_t shard) { return maker.advance(shard); });
   return store;
 }
 

@@ -16,6 +16,8 @@
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
+#include "models/diffusers_folder.h"
+#include "models/single_file.h"
 #include "trainer/first_use_pack.h"
 #include "trainer/recipe.h"
 #include "trainer/svg_text.h"
@@ -64,11 +66,26 @@ std::string describe(const Recipe& recipe) {
                      short_number(recipe.optimizer.learning_rate));
 }
 
+/// Whether training flips a picture before it crops it: SDXL's does (trainer/trainer_setup.cpp).
+bool flips_before_crop(const Recipe& recipe) {
+  if (!recipe.data.random_flip) return false;  // nothing is flipped
+  const std::filesystem::path base = recipe.model.pretrained_model_name_or_path;
+  try {
+    if (names_single_file(base)) return single_file_family(SafetensorsFile(base)) == SingleFileFamily::sdxl;
+    return read_diffusers_configs(base).is_sdxl();
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::internal) throw;
+    log::warning("{}; the report's pictures are cropped and flipped as for SD 1.x and 2.x", error.message());
+    return false;
+  }
+}
+
 /// The pictures of the first slots of the run, each once, with the crop and the flip they were trained with.
 std::vector<ReportPicture> first_pictures(const Recipe& recipe, const Pack& pack, int64_t num_samples) {
   const TransformOptions options{.resolution = recipe.data.resolution,
                                  .center_crop = recipe.data.center_crop,
                                  .random_flip = recipe.data.random_flip,
+                                 .flip_before_crop = flips_before_crop(recipe),
                                  .interpolation = parse_interpolation(recipe.data.image_interpolation_mode)};
   const auto seed = static_cast<uint64_t>(recipe.seed);
   const int64_t side = options.resolution;

@@ -2,17 +2,14 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
-#include "dist/agreement.h"
+#include "data/shared_store.h"
 #include "dist/error.h"
-#include "dist/log.h"
 #include "dist/sha256.h"
-#include "dist/shared_work.h"
 
 namespace lorashard {
 namespace {
@@ -42,27 +39,22 @@ TextCache::TextCache(Communicator& communicator, const StableDiffusion& base, st
   const int64_t row_bytes = (length_ * hidden_size_ + pooled_size_) * static_cast<int64_t>(c10::elementSize(dtype_));
   store_ = std::make_unique<TensorStore>(options.folder / ("texts-" + identity.substr(0, 16)), identity,
                                          static_cast<int64_t>(texts_.size()), row_bytes);
-  SharedWork work{.doing_what = "encoding the captions", .pieces_per_item = TensorStore::kRowsPerShard};
-  run_agreed(communicator, "looking for cached text embeddings", [&] { work.items = store_->missing(); });
-  require_same(communicator, "the list of cached text embeddings", fmt::format("{}", fmt::join(work.items, " ")));
-  if (!work.items.empty()) {
-    log::info("caching the embeddings of {} distinct captions in '{}'", texts_.size(), store_->folder().string());
-    run_agreed(communicator, "making the cache's folder", [&] {
-      if (communicator.world().rank == 0) std::filesystem::create_directories(store_->folder());
-    });
-    std::vector<uint8_t> rows;
-    share_work(communicator, work, [&](int64_t shard) {
-      const int64_t done = static_cast<int64_t>(rows.size()) / row_bytes;
-      const TextEmbedding text = encode(base, texts_[static_cast<size_t>(store_->first_row(shard) + done)]);
-      append(rows, text.encoder_hidden_states);
-      if (pooled_size_ > 0) append(rows, text.pooled_prompt_embeds);
-      if (done + 1 < store_->rows_of(shard)) return false;
-      store_->write(shard, rows);
-      rows.clear();
-      return true;
-    });
-  }
-  run_agreed(communicator, "opening cached text embeddings", [&] { store_->open(); });
+  std::vector<uint8_t> rows;  // of the shard that is being made
+  const auto advance = [&](int64_t shard) {
+    const int64_t done = static_cast<int64_t>(rows.size()) / row_bytes;
+    const TextEmbedding text = encode(base, texts_[static_cast<size_t>(store_->first_row(shard) + done)]);
+    append(rows, text.encoder_hidden_states);
+    if (pooled_size_ > 0) append(rows, text.pooled_prompt_embeds);
+    if (done + 1 < store_->rows_of(shard)) return false;
+    store_->write(shard, rows);
+    rows.clear();
+    return true;
+  };
+  open_shared_store(communicator, *store_,
+                    {.contents = "cached text embeddings",
+                     .making = "encoding the captions",
+                     .announce = fmt::format("caching the embeddings of {} distinct captions", texts_.size())},
+                    advance);
 }
 
 TextEmbedding TextCache::encode(const StableDiffusion& base, const std::string& text) const {

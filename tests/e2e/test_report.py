@@ -2,10 +2,14 @@
 
 import json
 import os
+import sys
 
 import pytest
-from lorashard_runs import lorashard, make_pack, make_pictures, write_recipe
-from PIL import Image
+from lorashard_runs import REPO, lorashard, make_base, make_pack, make_pictures, write_recipe
+from PIL import Image, ImageStat
+
+sys.path.insert(0, os.path.join(REPO, "tests", "oracle"))
+import philox_reference as philox  # noqa: E402
 
 
 @pytest.fixture
@@ -35,6 +39,36 @@ def test_report_writes_a_picture_and_says_what_is_in_it(run_dir):
         assert report.format == "PNG" and report.size[0] == 1800
         colours = {report.getpixel((x, 400))[:3] for x in range(60, 800)}
     assert len(colours) > 50, "the pictures are not in it"
+
+
+@pytest.mark.parametrize("preset", ["tiny-sd15", "tiny-sdxl", None])
+def test_the_picture_is_cropped_and_flipped_as_training_does_it(tmp_path, preset):
+    """SDXL's is flipped before it is cropped: another part of the picture is seen. Without its base, a run counts as SD 1.x's."""
+    width, side = 448, 64
+    os.makedirs(tmp_path / "pictures")
+    Image.linear_gradient("L").rotate(90).resize((width, side)).convert("RGB").save(tmp_path / "pictures" / "wide.png")
+    (tmp_path / "pictures" / "wide.txt").write_text("from dark to bright or the other way")
+    lefts = {seed: int(philox.words(seed, 0, philox.CROP, 0)[1]) * (width - side + 1) >> 32 for seed in range(200)}
+    seed = next(seed for seed, left in lefts.items() if left < 60 and philox.uniform(seed, 0, philox.FLIP) < 0.5)
+    pack, run = make_pack(tmp_path / "pack", tmp_path / "pictures"), tmp_path / "run"
+    if preset:
+        make_base(tmp_path / "base", preset)
+    os.makedirs(run)
+    write_recipe(run / "recipe.toml", tmp_path / "base", pack, run, seed=seed)
+    (run / "metrics.jsonl").write_text('{"global_step": 1, "loss": 1, "lr": 1e-4}\n')
+    said = lorashard("report", run).stderr
+    assert ("as for SD 1.x" in said) == (preset is None)
+
+    left = width - side - lefts[seed] if preset == "tiny-sdxl" else lefts[seed]
+    with Image.open(tmp_path / "pictures" / "wide.png") as picture:
+        expected = ImageStat.Stat(picture.crop((left, 0, left + side, side)).convert("L")).mean[0]
+    with Image.open(run / "report.png") as report:
+        tile = report.convert("L").crop((60, 200, 430, 570))  # the only picture of the grid, without its edge
+    assert ImageStat.Stat(tile).mean[0] == pytest.approx(expected, abs=2)
+    first, last = tile.getpixel((0, 100)), tile.getpixel((tile.width - 1, 100))
+    with Image.open(tmp_path / "pictures" / "wide.png") as picture:
+        rises = picture.convert("L").getpixel((0, 0)) < picture.convert("L").getpixel((width - 1, 0))
+    assert (first > last) == rises, "it isn't flipped"
 
 
 def test_report_can_write_elsewhere(run_dir, tmp_path):

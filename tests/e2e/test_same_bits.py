@@ -1,7 +1,9 @@
 """The promise: the same adapter, bit for bit, on any number of ranks and through a stop and a resume."""
 
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import time
 
@@ -140,3 +142,19 @@ def test_forced_to_avx2_the_rank_counts_agree_among_themselves(work):
     for ranks in (1, 2):
         lorashard("launch", recipe(work, f"avx2-{ranks}"), "--ranks", ranks, env={**os.environ, **avx2})
     assert adapter_hash(work / "avx2-1") == adapter_hash(work / "avx2-2")
+
+
+def test_where_in_its_file_a_weight_lies_changes_no_bit(work, undisturbed):
+    """A safetensors header may end in blanks: the same weights, elsewhere in their files and so in memory."""
+    for begin in (0, 8, 24):  # modulo 64
+        base = work / f"base-at-{begin}"
+        shutil.copytree(work / "base", base)
+        for path in base.rglob("*.safetensors"):
+            content = path.read_bytes()
+            data = 8 + struct.unpack("<Q", content[:8])[0]
+            header = content[8:data].rstrip(b" ")
+            header += b" " * ((begin - 8 - len(header)) % 64)
+            path.write_bytes(struct.pack("<Q", len(header)) + header + content[data:])
+        run = work / f"on-base-at-{begin}"
+        lorashard("train", write_recipe(work / f"{run.name}.toml", base, work / "pack", run))
+        assert adapter_hash(run) == undisturbed[0], f"weights begin at {begin} modulo 64"
