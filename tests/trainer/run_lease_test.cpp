@@ -256,5 +256,15 @@ TEST(RunLease, AFolderThatCannotBeWrittenIsAnErrorOfIo) {
   EXPECT_EQ(refusal(run / "nowhere")->kind(), ErrorKind::io);
 }
 
+TEST(RunLease, WhatAKilledStartWasWritingIsRemovedAndNothingElse) {
+  const TempDir run;
+  const std::vector<std::string> kept = {"notes.tmp-mine", "report.png.tmp-0123456789abcdef", "run.lease.tmp-0123456789abcdef"};
+  write_durably(run / "pytorch_lora_weights.safetensors.tmp-0123456789abcdef", "half");
+  for (const std::string& name : kept) write_durably(run / name, "");
+  const RunLease lease(run.path());
+  EXPECT_FALSE(std::filesystem::exists(run / "pytorch_lora_weights.safetensors.tmp-0123456789abcdef"));
+  for (const std::string& name : kept) EXPECT_TRUE(std::filesystem::exists(run / name)) << name;
+}
+
 }  // namespace
 }  // namespace lorashard
