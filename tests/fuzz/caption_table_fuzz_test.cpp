@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "data/image_folder.h"
 #include "dist/error.h"
@@ -121,8 +122,8 @@ TEST_F(FuzzCaptionTable, NamesThatLeadOutAreRefused) {
                                "/dev/zero", "link.png", "zero.png", "linked/secret.png", "pipe.png", "sub", "sub/../a.png", "a.png/", ".", "..", "/",
                                "", std::string(5000, 'a') + ".png", std::string(5000, '/'), "a.png/../../x", "linked/../a.png"};
   for (const std::string& name : names) {
-    for (const std::string& place : {"file_name", "mask"}) {
-      const std::string other = place == std::string("mask") ? "\"file_name\": \"a.png\", " : "";
+    for (const std::string place : {"file_name", "mask"}) {
+      const std::string other = place == "mask" ? "\"file_name\": \"a.png\", " : "";
       if (name.empty() && !other.empty()) continue;  // no mask
       write_quickly(root_ / "metadata.jsonl", "{" + other + "\"" + place + "\": \"" + name + "\", \"text\": \"t\"}\n");
       EXPECT_THAT(list(), HasSubstr("line 1")) << place << " " << name.substr(0, 100);
@@ -157,15 +158,18 @@ TEST_F(FuzzCaptionTable, TablesAndCaptionsThatAreNoFilesAreNotOpened) {
 
 TEST_F(FuzzCaptionTable, AnEndlessLineTakesNoMemory) {
   const int64_t before = start_watching_memory();
+  options_ = {};
+  const std::string header = "file_name,text\n";
   for (const char* name : {"metadata.jsonl", "metadata.csv"}) {
-    for (const char* start : {"", "file_name,text\na.png,\"", "{\"file_name\": \"a.png\", \"text\": \""}) {
+    const bool jsonl = name == std::string_view("metadata.jsonl");
+    for (const std::string& start : {std::string(), jsonl ? "{\"file_name\": \"a.png\", \"text\": \"" : header + "a.png,\""}) {
       write_quickly(root_ / name, start);
       fs::resize_file(root_ / name, uint64_t{1} << 30);  // the rest is a hole, which reads as zeros
       EXPECT_THAT(list(), HasSubstr("is longer than 1048576 bytes")) << name << " " << start;
     }
     fs::remove(root_ / name);
   }
-  const std::string quotes = "file_name,text\na.png," + std::string(4 << 20, '"');
+  const std::string quotes = header + "a.png," + std::string(4 << 20, '"');
   write_quickly(root_ / "metadata.csv", quotes);
   EXPECT_THAT(list(), HasSubstr("line 2: a row is longer than"));
   fs::remove(root_ / "metadata.csv");

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <tuple>
+#include <utility>
 
 #include "dist/durable_file.h"
 #include "dist/error.h"
@@ -94,8 +96,8 @@ TEST(FuzzToml, TextMadeToHurtIsRefusedAtItsPlace) {
       {"1 M open inline tables", "a = " + repeated("{a=", 330'000), "x.toml:1:"},
       {"500 k dotted keys", "\na" + repeated(".b", 500'000) + " = 1\n", "x.toml:2:1: expected at most 1000 dots"},
       {"500 k dotted keys in a header", "[a" + repeated(".b", 500'000) + "]\n", "x.toml:1:1: expected at most 1000 dots"},
-      {"1000 dotted keys", "a" + repeated(".b", 999) + " = 1\n", "x.toml:1:1: unknown key"},
-      {"500 k dotted keys in quotes", "a" + repeated(".\"\"", 300'000) + " = 1\n", "x.toml:1:1: expected at most 1000 dots"},
+      {"1000 dotted keys", "a" + repeated(".b", 999) + " = 1\n", "x.toml:1:1: unknown table [a]"},
+      {"300 k dotted keys in quotes", "a" + repeated(".\"\"", 300'000) + " = 1\n", "x.toml:1:1: expected at most 1000 dots"},
       {"100 k keys", keys, "x.toml:20:1: unknown key 'k19'"},
       {"NUL", std::string("seed = 1\nse\0ed = 1\n", 19), "x.toml:2:"},
       {"two byte order marks", "\xef\xbb\xbf\xef\xbb\xbfseed = 1\n", "x.toml:1:"},
@@ -115,12 +117,14 @@ TEST(FuzzToml, TextMadeToHurtIsRefusedAtItsPlace) {
       {"overlong UTF-8", "output_dir = \"\xc0\xaf\"\n", "x.toml:1:"},
   };
   double slowest = 0;
+  const char* slowest_name = "";
   for (const Case& c : cases) {
     const auto start = std::chrono::steady_clock::now();
     EXPECT_THAT(fault_of(c.text), HasSubstr(c.said)) << c.name;
-    slowest = std::max(slowest, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (seconds > slowest) std::tie(slowest, slowest_name) = std::pair(seconds, c.name);
   }
-  std::printf("toml: %zu texts made to hurt, all refused, the slowest after %.2f s\n", std::size(cases), slowest);
+  std::printf("toml: %zu texts made to hurt, all refused, the slowest (%s) after %.2f s\n", std::size(cases), slowest_name, slowest);
 }
 
 }  // namespace
