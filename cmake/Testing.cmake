@@ -58,3 +58,34 @@ function(lorashard_pytest_folder NAME LABEL PROCESSORS)
     endif()
   endforeach()
 endfunction()
+
+# lorashard_sanitized_library(GROUP FILES...): lorashard_sanitized, the product's readers of files from elsewhere, compiled a second time,
+# with ASan and UBSan. Only what they need, each group of FILES as one, which is four times as fast; without the precompiled header, whose
+# flags differ. In a build that is sanitized as a whole, the usual libraries.
+function(lorashard_sanitized_library)
+  if(LORASHARD_SANITIZE)
+    add_library(lorashard_sanitized INTERFACE)
+    target_link_libraries(lorashard_sanitized INTERFACE lorashard_test_support)
+    return()
+  endif()
+  add_library(lorashard_sanitized STATIC)
+  math(EXPR _last "${ARGC} - 1")
+  foreach(_group_at RANGE 0 ${_last} 2)
+    math(EXPR _files_at "${_group_at} + 1")
+    list(TRANSFORM ARGV${_files_at} PREPEND "${CMAKE_SOURCE_DIR}/" OUTPUT_VARIABLE _files)
+    target_sources(lorashard_sanitized PRIVATE ${_files})
+    set_source_files_properties(${_files} TARGET_DIRECTORY lorashard_sanitized PROPERTIES UNITY_GROUP "${ARGV${_group_at}}")
+  endforeach()
+  set_target_properties(lorashard_sanitized PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+  target_include_directories(lorashard_sanitized SYSTEM PRIVATE ${HDF5_INCLUDE_DIRS})
+  target_compile_definitions(lorashard_sanitized PRIVATE SPDLOG_FMT_EXTERNAL)
+  target_link_libraries(lorashard_sanitized
+    PUBLIC lorashard_options lorashard_torch Threads::Threads nlohmann_json::nlohmann_json
+    PRIVATE ${HDF5_C_LIBRARIES} PkgConfig::VIPS PkgConfig::XXHASH spdlog::spdlog OpenSSL::Crypto tomlplusplus::tomlplusplus)
+  # gcc's bug 70413: what an included .cpp file has for itself alone, it takes for a header's.
+  target_compile_options(lorashard_sanitized PRIVATE -Wno-subobject-linkage)
+  # A finding of UBSan must end the program to be seen.
+  target_compile_options(lorashard_sanitized PUBLIC
+    -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+  target_link_options(lorashard_sanitized PUBLIC -fsanitize=address,undefined)
+endfunction()

@@ -29,11 +29,6 @@ void SamplingScheduler::set_timesteps(const std::vector<double>& timesteps, int6
   }
 }
 
-const std::vector<std::string>& sampling_scheduler_names() {
-  static const std::vector<std::string> names = {"dpmsolver++", "ddim", "euler", "pndm"};
-  return names;
-}
-
 std::unique_ptr<SamplingScheduler> make_sampling_scheduler(const std::string& name, const SamplingConfig& config,
                                                            int64_t num_inference_steps, bool karras) {
   if (num_inference_steps < 1 || num_inference_steps > config.schedule.num_train_timesteps) {
