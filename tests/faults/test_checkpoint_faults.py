@@ -134,8 +134,10 @@ def test_kill_9_of_all_ranks_at_random_instants(work, undisturbed, tmp_path, say
         fallbacks += "passing over" in resumed.stderr
         assert bool(left) == ("going on from" in resumed.stderr), resumed.stderr
         assert adapter_hash(run) == undisturbed, f"trial {trial}: {before} ranks killed after {instant:.3f} s, resumed on {after}"
-        assert checkpoints(run)[-1] == STEPS
+        assert checkpoints(run)[-1] == STEPS, f"trial {trial}"
         assert [line["global_step"] for line in metrics(run)] == list(range(1, STEPS + 1))
+        if trial % 20 == 19:
+            say(f"kill -9 of all ranks: {trial + 1} of {trials} trials")
     say(f"kill -9 of all ranks: {trials} of {trials} resumed to the same bytes on 1 to 4 ranks; {found} found a checkpoint, "
         f"{finished} had done all steps, {fallbacks} had to pass one over")
     assert fallbacks == 0 and found > 0
