@@ -1,5 +1,5 @@
 # ccache, mold and a precompiled header; all of them only change how long a build takes.
-option(LORASHARD_PCH "Precompile the large headers of LibTorch, which take most of the time of a file (400 MB in the build folder)" ON)
+option(LORASHARD_PCH "Precompile the large headers of LibTorch, which take most of the time of a file (530 MB in the build folder)" ON)
 find_program(LORASHARD_CCACHE ccache)
 if(LORASHARD_CCACHE)
   # Paths relative to the checkout, so that two checkouts of the same files share their objects; headers found by the compiler's
@@ -17,7 +17,7 @@ endif()
 # Read when cmake runs; what has changed since costs seconds and nothing else.
 function(lorashard_includes_torch FILE RESULT)
   get_property(_answer GLOBAL PROPERTY "lorashard_includes_torch ${FILE}")
-  if(NOT _answer)
+  if("${_answer}" STREQUAL "")
     set(_answer NO)
     get_filename_component(_folder "${FILE}" DIRECTORY)
     file(STRINGS "${FILE}" _includes REGEX "^#include ")

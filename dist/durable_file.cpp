@@ -16,6 +16,8 @@ namespace lorashard {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr std::string_view kTemporary = ".tmp-";
+
 class FileDescriptor {
  public:
   explicit FileDescriptor(int fd) : fd_(fd) {}
@@ -76,7 +78,13 @@ void write_bytes(const fs::path& path, std::string_view bytes) {
 std::string temporary_suffix() {
   uint64_t nonce = 0;
   if (getrandom(&nonce, sizeof nonce, 0) != sizeof nonce) nonce = static_cast<uint64_t>(getpid());
-  return fmt::format(".tmp-{:016x}", nonce);
+  return fmt::format("{}{:016x}", kTemporary, nonce);
+}
+
+std::optional<std::string> without_temporary_suffix(const std::string& name) {
+  const size_t end = name.rfind(kTemporary), digits = end + kTemporary.size();
+  if (end == name.npos || name.size() != digits + 16 || name.find_first_not_of("0123456789abcdef", digits) != name.npos) return std::nullopt;
+  return name.substr(0, end);
 }
 
 void fsync_file(const fs::path& path) { sync(path, false); }

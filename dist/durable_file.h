@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -16,6 +17,8 @@ void write_durably(const std::filesystem::path& path, std::string_view bytes);
 
 /// ".tmp-" and 16 hex digits that nobody else has: the end of a temporary name.
 std::string temporary_suffix();
+/// NAME where `name` is "NAME" with such an end; nullopt for any other name.
+std::optional<std::string> without_temporary_suffix(const std::string& name);
 
 /// Appends all of `bytes` to the file `path` that `descriptor` has open with O_APPEND, or, where that fails (no room), none of
 /// them: what was written is cut off again. Throws Error(io).

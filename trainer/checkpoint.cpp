@@ -46,9 +46,8 @@ std::optional<int64_t> step_of(const fs::path& folder) {
 }
 
 bool is_temporary(const fs::path& folder) {
-  const std::string name = folder.filename().string();
-  const size_t end = name.rfind(".tmp-");
-  return end != std::string::npos && name.size() == end + 5 + 16 && step_of(name.substr(0, end));
+  const auto name = without_temporary_suffix(folder.filename().string());
+  return name && step_of(*name);
 }
 
 /// The folders of a run directory that `wanted` picks; none where there is no directory yet.

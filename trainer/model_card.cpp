@@ -30,8 +30,7 @@ std::string one_line(std::string text) {
 }
 
 std::string front_matter(const Recipe& recipe, bool is_sdxl) {
-  const std::string license =
-      !recipe.output.license.empty() ? recipe.output.license : (is_sdxl ? "openrail++" : "creativeml-openrail-m");
+  const std::string family = is_sdxl ? "openrail++" : "creativeml-openrail-m";
   return fmt::format(
       "---\n"
       "base_model: {0}\n"
@@ -43,8 +42,8 @@ std::string front_matter(const Recipe& recipe, bool is_sdxl) {
       "---\n\n",
       yaml(recipe.model.pretrained_model_name_or_path),
       is_dreambooth(recipe) ? fmt::format("instance_prompt: {}\n", yaml(recipe.dreambooth.instance_prompt)) : "",
-      is_sdxl ? "stable-diffusion-xl" : "stable-diffusion",
-      is_dreambooth(recipe) ? (is_sdxl ? "- dreambooth\n- template:sd-lora\n" : "- dreambooth\n") : "", yaml(license));
+      is_sdxl ? "stable-diffusion-xl" : "stable-diffusion", is_dreambooth(recipe) ? (is_sdxl ? "- dreambooth\n- template:sd-lora\n" : "- dreambooth\n") : "",
+      yaml(recipe.output.license.empty() ? family : recipe.output.license));
 }
 
 std::string how_to_use(const Recipe& recipe, bool is_sdxl) {
@@ -58,8 +57,7 @@ std::string how_to_use(const Recipe& recipe, bool is_sdxl) {
       "image = pipeline({3}, cross_attention_kwargs={{\"scale\": 1.0}}).images[0]\n"
       "```\n\n",
       yaml(recipe.model.pretrained_model_name_or_path),
-      is_sdxl ? "StableDiffusionXLPipeline" : "StableDiffusionPipeline",
-      is_single_file ? "from_single_file" : "from_pretrained",
+      is_sdxl ? "StableDiffusionXLPipeline" : "StableDiffusionPipeline", is_single_file ? "from_single_file" : "from_pretrained",
       yaml(is_dreambooth(recipe) ? recipe.dreambooth.instance_prompt : "a prompt"));
 }
 
@@ -71,8 +69,7 @@ std::string description(const Recipe& recipe, int64_t num_samples) {
   }
   const Recipe::DreamBooth& dreambooth = recipe.dreambooth;
   std::string text = fmt::format(
-      "A LoRA adapter for {}, trained with [DreamBooth](https://dreambooth.github.io/) on {} pictures of one subject. "
-      "Its words "
+      "A LoRA adapter for {}, trained with [DreamBooth](https://dreambooth.github.io/) on {} pictures of one subject. Its words "
       "are: `{}`.",
       base, num_samples, dreambooth.instance_prompt);
   if (dreambooth.with_prior_preservation) {
@@ -91,33 +88,27 @@ std::string model_card(const Recipe& recipe, const ModelCardFacts& facts) {
   card += how_to_use(recipe, facts.is_sdxl);
   if (!facts.sample_sheet.empty()) {
     card += "## Samples\n\n";
-    for (const std::string& prompt : recipe.validation.validation_prompt.texts)
-      card += fmt::format("> {}\n\n", one_line(prompt));
+    for (const std::string& prompt : recipe.validation.validation_prompt.texts) card += fmt::format("> {}\n\n", one_line(prompt));
     card += fmt::format("![samples]({})\n\n", facts.sample_sheet);
   }
   card += "## Training\n\n| | |\n|---|---|\n";
-  const auto row = [&card](const char* what, const std::string& value) {
-    card += fmt::format("| {} | {} |\n", what, value);
-  };
+  const auto row = [&card](const char* what, const std::string& value) { card += fmt::format("| {} | {} |\n", what, value); };
   row("optimizer steps", std::to_string(facts.global_step));
   row("images a step", std::to_string(*recipe.train.total_batch_size));
-  row("learning rate", fmt::format("{}, {}, {} steps of warmup", recipe.optimizer.learning_rate,
-                                   recipe.lr_scheduler.lr_scheduler, recipe.lr_scheduler.lr_warmup_steps));
+  row("learning rate", fmt::format("{}, {}, {} steps of warmup", recipe.optimizer.learning_rate, recipe.lr_scheduler.lr_scheduler,
+                                   recipe.lr_scheduler.lr_warmup_steps));
   row("resolution", std::to_string(recipe.data.resolution));
-  row("LoRA", fmt::format("rank {}, alpha {}, {} parameters in {}", recipe.lora.rank, *recipe.lora.lora_alpha,
-                          facts.num_parameters, fmt::join(recipe.lora.target_modules, ", ")));
-  row("LoRA in the text encoder", recipe.lora.train_text_encoder
-                                      ? fmt::format("{}", fmt::join(recipe.lora.text_encoder_target_modules, ", "))
-                                      : "no");
+  row("LoRA", fmt::format("rank {}, alpha {}, {} parameters in {}", recipe.lora.rank, *recipe.lora.lora_alpha, facts.num_parameters,
+                          fmt::join(recipe.lora.target_modules, ", ")));
+  row("LoRA in the text encoder", recipe.lora.train_text_encoder ? fmt::format("{}", fmt::join(recipe.lora.text_encoder_target_modules, ", ")) : "no");
   row("precision", recipe.train.mixed_precision == "no" ? "fp32" : recipe.train.mixed_precision);
   row("seed", std::to_string(recipe.seed));
   row("pictures (SHA-256 of the pack)", facts.pack_hash);
   row("base (SHA-256)", facts.base_hash);
   card += fmt::format("\n{} The exact recipe:\n\n```toml\n{}```\n",
-                      recipe.train.deterministic
-                          ? "The same recipe, pictures and base give the same adapter, bit for bit, on any number of "
-                            "ranks."
-                          : "Trained with deterministic = false: another run differs in the last bits.",
+                      recipe.train.deterministic ? "The same recipe, pictures and base give the same adapter, bit for bit, on any number of "
+                                                   "ranks."
+                                                 : "Trained with deterministic = false: another run differs in the last bits.",
                       print_recipe(recipe));
   return card;
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <system_error>
 #define TOML_ENABLE_FORMATTERS 0
 #include <toml++/toml.h>
@@ -157,7 +158,9 @@ struct Fault {
 
 class RecipeReader {
  public:
-  explicit RecipeReader(Recipe& recipe) : fields_(recipe_fields(recipe)) {}
+  explicit RecipeReader(Recipe& recipe) : fields_(recipe_fields(recipe)) {
+    for (const RecipeField& field : fields_) by_name_.emplace(field.name(), &field);
+  }
 
   void read(const toml::table& root) {
     for (const auto& [key, node] : root) {
@@ -203,12 +206,8 @@ class RecipeReader {
     }
   }
   const RecipeField* find(const std::string& name) const {
-    for (const RecipeField& field : fields_) {
-      // Lengths first: name() makes a string, and a hostile file has 100 000 keys.
-      const size_t length = field.table.empty() ? field.key.size() : field.table.size() + 1 + field.key.size();
-      if (length == name.size() && field.name() == name) return &field;
-    }
-    return nullptr;
+    const auto found = by_name_.find(name);
+    return found == by_name_.end() ? nullptr : found->second;
   }
   bool is_table_name(const std::string& name) const {
     for (const RecipeField& field : fields_) {
@@ -225,6 +224,7 @@ class RecipeReader {
   }
 
   std::vector<RecipeField> fields_;
+  std::map<std::string, const RecipeField*> by_name_;  // a hostile file has 100,000 keys
   std::vector<Fault> faults_;
 };
 

@@ -227,22 +227,16 @@ bool take_over(const fs::path& own, const fs::path& path, const Holder& holder) 
   return ours;
 }
 
-/// "NAME.tmp-" and 16 hex digits: what a start that was killed while it wrote NAME left here (dist/durable_file.h).
-bool is_left_over(const std::string& file) {
-  const size_t end = file.rfind(".tmp-");
-  return end != std::string::npos && file.size() == end + 5 + 16 &&
-         file.find_first_not_of("0123456789abcdef", end + 5) == std::string::npos;
-}
-
-/// Called where the lease is ours, so that no other start writes here. (Temporary folders are the checkpoints' own affair.)
+/// Removes what a start that was killed was writing. Called where the lease is ours, so that no other start writes here. (Temporary
+/// folders are the checkpoints' own affair.)
 void remove_left_over(const fs::path& output_dir) {
   std::error_code error;
   for (fs::directory_iterator it(output_dir, error), end; !error && it != end; it.increment(error)) {
-    const std::string file = it->path().filename().string();
+    const auto name = without_temporary_suffix(it->path().filename().string());
     std::error_code gone;
-    if (!is_left_over(file) || !it->is_regular_file(gone)) continue;
+    if (!name || !it->is_regular_file(gone)) continue;
     // A contender's lease lives for seconds, and `lorashard report` may be drawing.
-    const bool may_be_at_work = file.starts_with(kLease) || file.starts_with("report.png");
+    const bool may_be_at_work = *name == kLease || *name == "report.png";
     const auto age = fs::file_time_type::clock::now() - fs::last_write_time(it->path(), gone);
     if (!may_be_at_work || (!gone && age > std::chrono::hours(1))) fs::remove(it->path(), gone);
   }

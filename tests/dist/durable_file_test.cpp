@@ -141,6 +141,9 @@ TEST(DurableFile, FilesGetTheModeOfTheUmask) {
 TEST(DurableFile, TemporarySuffixesDiffer) {
   EXPECT_NE(temporary_suffix(), temporary_suffix());
   EXPECT_EQ(temporary_suffix().size(), std::string(".tmp-").size() + 16);
+  EXPECT_EQ(without_temporary_suffix("a.tmp-b" + temporary_suffix()), "a.tmp-b");
+  for (const char* name : {"", "a", ".tmp-", "a.tmp-0123456789abcde", "a.tmp-0123456789abcdef0", "a.tmp-0123456789abcdeg", "a.tmp0123456789abcdef"})
+    EXPECT_EQ(without_temporary_suffix(name), std::nullopt) << name;
 }
 
 }  // namespace

@@ -68,7 +68,9 @@ TEST(HeartMonitor, LongWorkDoesNotCountAsTimeOthersWaited) {
       monitor.beat(0, {.long_work = long_work}, time);
       monitor.beat(1, waiting, time);
       const auto verdict = monitor.judge(time);
-      if (long_work || time < 504) EXPECT_THAT(verdict.warnings, IsEmpty()) << time;
+      if (long_work || time < 504) {
+        EXPECT_THAT(verdict.warnings, IsEmpty()) << time;
+      }
       end = verdict.end;
     }
   };

@@ -77,7 +77,7 @@ def test_a_link_that_is_down_for_five_seconds_is_survived(work, undisturbed, hos
 
 
 def test_a_link_that_stays_down_ends_all_ranks_on_both_sides_with_the_lost_ones_named(work, hosts):
-    hosts.set_retries(5)  # or mpirun, which the ranks have left by then, waits for its daemon for a quarter of an hour
+    hosts.set_retries(5)  # or mpirun, which the ranks have left by then, waits for its daemon for minutes
     run = start(hosts, recipe(work, "cut", train__max_train_steps=FOR_EVER, distributed__collective_timeout_s=6))
     run.wait_for_step(3)
     hosts.link(up=False)

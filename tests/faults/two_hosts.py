@@ -146,7 +146,7 @@ class TwoHosts:
         sh("ip", "-n", self.names[1], "link", "set", INTERFACE, "up" if up else "down")
 
     def set_retries(self, count):
-        """net.ipv4.tcp_retries2 of both hosts: how often TCP sends again what is not answered; by default for a quarter of an hour."""
+        """net.ipv4.tcp_retries2 of both hosts: how often TCP sends again what is not answered."""
         for name in self.names:
             sh("ip", "netns", "exec", name, "sh", "-c", f"echo {count} > /proc/sys/net/ipv4/tcp_retries2")
 

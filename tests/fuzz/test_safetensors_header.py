@@ -2,18 +2,12 @@
 import os
 import struct
 import subprocess
+import sys
 
-import safetensors
+sys.path.insert(0, os.path.join(os.environ["LORASHARD_SOURCE_DIR"], "tests", "oracle"))
+from test_safetensors import reference_accepts  # noqa: E402
 
 FUZZ_TESTS = os.path.join(os.environ["LORASHARD_BUILD_DIR"], "tests", "fuzz_tests")
-
-
-def reference_accepts(file):
-    try:
-        safetensors.deserialize(file)
-        return True
-    except safetensors.SafetensorError:
-        return False
 
 
 def files_of(corpus):
