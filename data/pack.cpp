@@ -70,6 +70,9 @@ Pack::Pack(const fs::path& folder) : folder_(folder) {
     shards_.emplace_back(path);
     if (shards_.back().num_samples() != shard.num_samples)
       broken(path, fmt::format("expected {} samples, found {}", shard.num_samples, shards_.back().num_samples()));
+    const std::string checksum = fmt::format("{:016x}", shards_.back().index_checksum());
+    if (!shard.index_checksum.empty() && checksum != shard.index_checksum)
+      broken(path, fmt::format("expected the index_checksum {}, found {}: it is another shard", shard.index_checksum, checksum));
     first_row_.push_back(num_samples_);
     num_samples_ += shard.num_samples;
   }

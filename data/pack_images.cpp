@@ -214,9 +214,9 @@ class PackWriter {
  private:
   void write_pending() {
     const std::string file = shard_file_name(static_cast<int64_t>(index_.shards.size()));
-    write_shard(folder_ / file, pending_);
+    const uint64_t index_checksum = write_shard(folder_ / file, pending_);
     index_.shards.push_back({file, static_cast<int64_t>(pending_.size()), pending_bytes_, fs::file_size(folder_ / file),
-                             sha256_file(folder_ / file)});
+                             sha256_file(folder_ / file), fmt::format("{:016x}", index_checksum)});
     index_.num_samples += static_cast<int64_t>(pending_.size());
     index_.image_bytes += pending_bytes_;
     pending_.clear();

@@ -40,7 +40,8 @@ std::string to_json(const PackIndex& index) {
                       {"num_samples", shard.num_samples},
                       {"image_bytes", shard.image_bytes},
                       {"file_bytes", shard.file_bytes},
-                      {"sha256", shard.sha256}});
+                      {"sha256", shard.sha256},
+                      {"index_checksum", shard.index_checksum}});
   const nlohmann::ordered_json json = {{"format", kFormat},
                                        {"version", kVersion},
                                        {"num_samples", index.num_samples},
@@ -70,7 +71,8 @@ PackIndex parse_pack_index(const std::string& text, const std::filesystem::path&
     if (!entry.is_object()) broken(path, "'shards': expected objects");
     PackShard shard = {text_of(entry, "file", path), count_of(entry, "num_samples", path),
                        static_cast<uint64_t>(count_of(entry, "image_bytes", path)),
-                       static_cast<uint64_t>(count_of(entry, "file_bytes", path)), text_of(entry, "sha256", path)};
+                       static_cast<uint64_t>(count_of(entry, "file_bytes", path)), text_of(entry, "sha256", path),
+                       entry.contains("index_checksum") ? text_of(entry, "index_checksum", path) : ""};
     const std::string expected = shard_file_name(static_cast<int64_t>(index.shards.size()));
     if (shard.file != expected) broken(path, fmt::format("expected the shard '{}', found '{}'", expected, shard.file));
     num_samples += shard.num_samples;

@@ -15,6 +15,7 @@ struct PackShard {
   uint64_t image_bytes = 0;
   uint64_t file_bytes = 0;
   std::string sha256;
+  std::string index_checksum;  ///< the shard's own attribute, 16 hexadecimal digits; empty in packs made before it was kept
 };
 
 struct PackIndex {

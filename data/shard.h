@@ -23,8 +23,8 @@ struct ShardSample {
   int64_t repeats = 1;                          ///< how often an epoch has it
 };
 
-/// Writes `samples` to `path` durably (temporary, fsync, rename). The bytes depend on the samples alone.
-void write_shard(const std::filesystem::path& path, const std::vector<ShardSample>& samples);
+/// Writes `samples` to `path` durably (temporary, fsync, rename); returns its index_checksum. The bytes depend on the samples alone.
+uint64_t write_shard(const std::filesystem::path& path, const std::vector<ShardSample>& samples);
 
 /// A shard opened for reading: its index is in memory, pictures are read with pread when asked for.
 /// Thread-safe after construction.
@@ -36,6 +36,7 @@ class ShardReader {
   ShardReader(ShardReader&&) noexcept;
 
   int64_t num_samples() const;
+  uint64_t index_checksum() const;  ///< over everything but the pictures and masks themselves, whose checksums are in it
   const std::string& file_name(int64_t i) const;
   const std::string& caption(int64_t i) const { return captions(i)[0]; }
   std::span<const std::string> captions(int64_t i) const;  ///< at least one

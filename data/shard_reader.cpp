@@ -105,7 +105,7 @@ struct ShardReader::Impl {
   explicit Impl(const std::filesystem::path& file_path) : path(file_path), file(file_path) {}
   std::filesystem::path path;
   PatientFile file;
-  uint64_t images_offset = 0, masks_offset = 0;
+  uint64_t images_offset = 0, masks_offset = 0, index_checksum = 0;
   std::vector<uint64_t> image_offsets, image_checksums, image_sizes;
   std::vector<std::string> captions, file_names;
   std::optional<shard_layout::Extras> extras;
@@ -134,6 +134,7 @@ void ShardReader::Impl::read_index_datasets() {
   Index index = read_index(hdf5);
   check_index(path, hdf5, index, images.bytes, masks.bytes);
 
+  index_checksum = shard_layout::index_checksum(index);
   images_offset = images.offset;
   masks_offset = masks.offset;
   if (index.extras) {
@@ -160,6 +161,8 @@ ShardReader::~ShardReader() = default;
 ShardReader::ShardReader(ShardReader&&) noexcept = default;
 
 int64_t ShardReader::num_samples() const { return static_cast<int64_t>(impl_->image_checksums.size()); }
+
+uint64_t ShardReader::index_checksum() const { return impl_->index_checksum; }
 
 const std::string& ShardReader::file_name(int64_t i) const {
   impl_->check(i);

@@ -91,7 +91,7 @@ Room write_index(const std::filesystem::path& path, const Index& index) {
 
 }  // namespace
 
-void write_shard(const std::filesystem::path& path, const std::vector<ShardSample>& samples) {
+uint64_t write_shard(const std::filesystem::path& path, const std::vector<ShardSample>& samples) {
   LORASHARD_CHECK(!samples.empty(), "a shard without samples: '{}'", path.string());
   const Index index = make_index(samples);
   write_durably(path, [&](const std::filesystem::path& temporary) {
@@ -106,6 +106,7 @@ void write_shard(const std::filesystem::path& path, const std::vector<ShardSampl
     if (index.extras) file.write_at(kZero, room.masks.offset + index.extras->mask_offsets.back());
     file.close();
   });
+  return shard_layout::index_checksum(index);
 }
 
 }  // namespace lorashard

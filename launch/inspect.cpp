@@ -132,6 +132,7 @@ Json inspect_base(const std::filesystem::path& path) {
           {"unet_parameters", unet},
           {"cross_attention_dim", base.unet->config().cross_attention_dim},
           {"prediction_type", base.noise_scheduler->config().prediction_type},
+          {"formulation", base.edm_schedule ? "EDM" : "DDPM"},
           {"hash", base_model_hash(path)}};
 }
 

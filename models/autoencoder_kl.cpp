@@ -187,6 +187,24 @@ at::Tensor sample_latents(const at::Tensor& moments, const at::Tensor& vae_noise
   return parts[0] + at::clamp(parts[1], -30.0, 20.0).mul_(0.5).exp_() * vae_noise;
 }
 
+namespace {
+
+at::Tensor by_channel(const std::vector<double>& values, const at::Tensor& like) {
+  return at::tensor(values, like.options()).view({1, -1, 1, 1});
+}
+
+}  // namespace
+
+at::Tensor scale_latents(const AutoencoderKLConfig& config, const at::Tensor& latents) {
+  if (config.latents_mean.empty()) return latents * config.scaling_factor;
+  return (latents - by_channel(config.latents_mean, latents)) * config.scaling_factor / by_channel(config.latents_std, latents);
+}
+
+at::Tensor unscale_latents(const AutoencoderKLConfig& config, const at::Tensor& latents) {
+  if (config.latents_mean.empty()) return latents / config.scaling_factor;
+  return latents * by_channel(config.latents_std, latents) / config.scaling_factor + by_channel(config.latents_mean, latents);
+}
+
 StateDict normalise_vae_keys(const StateDict& state) {
   constexpr std::array<std::pair<const char*, const char*>, 4> kNewNames = {
       {{"query", "to_q"}, {"key", "to_k"}, {"value", "to_v"}, {"proj_attn", "to_out.0"}}};

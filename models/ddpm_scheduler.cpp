@@ -74,12 +74,15 @@ DDPMScheduler::DDPMScheduler(const DDPMSchedulerConfig& config) : config_(config
                     config.prediction_type),
         "set prediction_type in the recipe's [model] table");
   }
+  if (config.edm) return;  // alphas_cumprod_ stays undefined: an error wherever it is used
   at::Tensor betas = make_betas(config);
   if (config.rescale_betas_zero_snr) betas = rescale_zero_terminal_snr(betas);
   alphas_cumprod_ = at::cumprod(1.0 - betas, 0);
 }
 
-void DDPMScheduler::to(at::Device device) { alphas_cumprod_ = alphas_cumprod_.to(device); }
+void DDPMScheduler::to(at::Device device) {
+  if (alphas_cumprod_.defined()) alphas_cumprod_ = alphas_cumprod_.to(device);
+}
 
 at::Tensor DDPMScheduler::add_noise(const at::Tensor& latents, const at::Tensor& noise,
                                     const at::Tensor& timesteps) const {

@@ -8,7 +8,8 @@ namespace lorashard {
 
 class DDPMScheduler {
  public:
-  /// Throws Error(bad_data) for a beta_schedule or prediction_type it doesn't know.
+  /// Throws Error(bad_data) for a beta_schedule or prediction_type it doesn't know. With config.edm only config() has a meaning
+  /// (models/edm_schedule has that noise).
   explicit DDPMScheduler(const DDPMSchedulerConfig& config);
 
   /// sqrt(acp_t) * latents + sqrt(1 - acp_t) * noise. `timesteps` int64 [B].

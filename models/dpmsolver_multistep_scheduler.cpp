@@ -5,27 +5,20 @@
 #include <algorithm>
 #include <cmath>
 
+#include "models/edm_schedule.h"
 #include "models/sampling_timesteps.h"
 
 namespace lorashard {
-namespace {
-
-// diffusers computes these as fp32 scalars.
-struct Level {
-  explicit Level(float level) : alpha(1 / std::sqrt(level * level + 1)), sigma(level * alpha) {
-    lambda = std::log(alpha) - std::log(sigma);
-  }
-  float alpha, sigma, lambda;
-};
-
-}  // namespace
-
 DPMSolverMultistepScheduler::DPMSolverMultistepScheduler(const SamplingConfig& config, int64_t num_inference_steps)
     : config_(config) {
   for (const std::string& setting : {config.thresholding, config.other_sigmas, config.variance_type})
     refuse_setting(setting, "dpmsolver++");
   if (config.algorithm_type != "dpmsolver++")
     refuse_setting("algorithm_type \"" + config.algorithm_type + "\"", "dpmsolver++");
+  if (config.schedule.edm) {
+    set_edm_levels(num_inference_steps);
+    return;
+  }
   const std::vector<float> alphas_cumprod = sampling_alphas_cumprod(config, TerminalSnr::finite);
   const std::vector<float> levels = train_sigmas(alphas_cumprod);
   std::vector<double> timesteps, sigmas;
@@ -41,6 +34,29 @@ DPMSolverMultistepScheduler::DPMSolverMultistepScheduler(const SamplingConfig& c
   sigmas_.assign(sigmas.begin(), sigmas.end());
   sigmas_.push_back(config.final_sigmas_type == "sigma_min" ? levels.front() : 0.0F);
   set_timesteps(timesteps, config.schedule.num_train_timesteps);
+}
+
+void DPMSolverMultistepScheduler::set_edm_levels(int64_t num_inference_steps) {
+  const EDMSchedulerConfig& edm = *config_.schedule.edm;
+  sigmas_ = edm_sigmas(edm, num_inference_steps - 1);
+  const at::Tensor told = edm_precondition_noise(at::tensor(sigmas_)).contiguous();
+  set_timesteps({told.const_data_ptr<float>(), told.const_data_ptr<float>() + told.numel()});
+  sigmas_.push_back(config_.final_sigmas_type == "sigma_min" ? static_cast<float>(edm.sigma_min) : 0.0F);
+}
+
+double DPMSolverMultistepScheduler::init_noise_sigma() const {
+  return config_.schedule.edm ? std::sqrt(config_.schedule.edm->sigma_max * config_.schedule.edm->sigma_max + 1) : 1;
+}
+
+at::Tensor DPMSolverMultistepScheduler::scale_model_input(const at::Tensor& sample) const {
+  if (!config_.schedule.edm) return sample;
+  return edm_precondition_inputs(*config_.schedule.edm, sample, at::tensor(sigmas_[step()], sample.options()));
+}
+
+DPMSolverMultistepScheduler::Level DPMSolverMultistepScheduler::level(size_t i) const {
+  // diffusers computes these as fp32 scalars. EDM's pictures keep their size under the noise.
+  const float alpha = config_.schedule.edm ? 1.0F : 1 / std::sqrt(sigmas_[i] * sigmas_[i] + 1), sigma = sigmas_[i] * alpha;
+  return {alpha, sigma, std::log(alpha) - std::log(sigma)};
 }
 
 std::vector<double> DPMSolverMultistepScheduler::choose_timesteps(int64_t num_inference_steps,
@@ -71,9 +87,14 @@ std::vector<double> DPMSolverMultistepScheduler::choose_timesteps(int64_t num_in
 
 at::Tensor DPMSolverMultistepScheduler::pred_original_sample(const at::Tensor& model_output,
                                                              const at::Tensor& sample) const {
-  const Level now(sigmas_[step()]);
-  if (config_.schedule.prediction_type == "epsilon") return (sample - now.sigma * model_output) / now.alpha;
-  if (config_.schedule.prediction_type == "v_prediction") return now.alpha * sample - now.sigma * model_output;
+  const DDPMSchedulerConfig& schedule = config_.schedule;
+  if (schedule.edm) {
+    return edm_precondition_outputs(*schedule.edm, schedule.prediction_type, sample, model_output,
+                                    at::tensor(sigmas_[step()], sample.options()));
+  }
+  const Level now = level(step());
+  if (schedule.prediction_type == "epsilon") return (sample - now.sigma * model_output) / now.alpha;
+  if (schedule.prediction_type == "v_prediction") return now.alpha * sample - now.sigma * model_output;
   return model_output;
 }
 
@@ -95,13 +116,13 @@ at::Tensor DPMSolverMultistepScheduler::next_sample(const at::Tensor& model_outp
 }
 
 at::Tensor DPMSolverMultistepScheduler::first_order(const at::Tensor& sample) const {
-  const Level t(sigmas_[step() + 1]), s0(sigmas_[step()]);
+  const Level t = level(step() + 1), s0 = level(step());
   const float h = t.lambda - s0.lambda;
   return t.sigma / s0.sigma * sample - t.alpha * (std::exp(-h) - 1) * model_outputs_.back();
 }
 
 at::Tensor DPMSolverMultistepScheduler::second_order(const at::Tensor& sample) const {
-  const Level t(sigmas_[step() + 1]), s0(sigmas_[step()]), s1(sigmas_[step() - 1]);
+  const Level t = level(step() + 1), s0 = level(step()), s1 = level(step() - 1);
   const at::Tensor &m0 = model_outputs_.back(), &m1 = model_outputs_[model_outputs_.size() - 2];
   const float h = t.lambda - s0.lambda, r0 = (s0.lambda - s1.lambda) / h;
   const float change = t.alpha * (std::exp(-h) - 1);
@@ -112,7 +133,7 @@ at::Tensor DPMSolverMultistepScheduler::second_order(const at::Tensor& sample) c
 }
 
 at::Tensor DPMSolverMultistepScheduler::third_order(const at::Tensor& sample) const {
-  const Level t(sigmas_[step() + 1]), s0(sigmas_[step()]), s1(sigmas_[step() - 1]), s2(sigmas_[step() - 2]);
+  const Level t = level(step() + 1), s0 = level(step()), s1 = level(step() - 1), s2 = level(step() - 2);
   const at::Tensor &m0 = model_outputs_[2], &m1 = model_outputs_[1], &m2 = model_outputs_[0];
   const float h = t.lambda - s0.lambda, r0 = (s0.lambda - s1.lambda) / h, r1 = (s1.lambda - s2.lambda) / h;
   const at::Tensor d1_0 = 1 / r0 * (m0 - m1), d1_1 = 1 / r1 * (m1 - m2);

@@ -126,6 +126,18 @@ class ConfigFile {
       throw fault(fmt::format("'{}' has {} entries, expected {}", key, values.size(), count));
     return values;
   }
+  /// A list of `count` numbers; empty where there is none.
+  std::vector<double> numbers(const char* key, size_t count) const {
+    std::vector<double> values;
+    if (!has(key)) return values;
+    const std::string expected = fmt::format("{} numbers", count);
+    if (!json_[key].is_array() || json_[key].size() != count) throw unexpected(key, expected);
+    for (const Json& item : json_[key]) {
+      if (!item.is_number()) throw unexpected(key, expected);
+      values.push_back(item.get<double>());
+    }
+    return values;
+  }
   /// An integer, or a list whose entries are all the same.
   int64_t same_integer(const char* key, int64_t otherwise, int64_t min, int64_t max) const {
     const std::vector<int64_t> values = integers(key, {otherwise}, 0, min, max);
@@ -259,8 +271,6 @@ AutoencoderKLConfig read_vae_config(const std::filesystem::path& config_json) {
   const ConfigFile file(config_json);
   file.only("act_fn", "silu");
   file.only("shift_factor", nullptr);
-  file.only("latents_mean", nullptr);
-  file.only("latents_std", nullptr);
   file.only("use_quant_conv", true);
   file.only("use_post_quant_conv", true);
   file.only("mid_block_add_attention", true);
@@ -284,6 +294,12 @@ AutoencoderKLConfig read_vae_config(const std::filesystem::path& config_json) {
   if (!(config.scaling_factor > 0))
     throw file.fault(fmt::format("'scaling_factor' is {}, expected more than 0", config.scaling_factor));
   config.force_upcast = file.boolean("force_upcast", true);
+  const auto channels = static_cast<size_t>(config.latent_channels);
+  config.latents_mean = file.numbers("latents_mean", channels);
+  config.latents_std = file.numbers("latents_std", channels);
+  if (config.latents_mean.empty() != config.latents_std.empty()) throw file.fault("one of 'latents_mean' and 'latents_std' is missing");
+  for (const double deviation : config.latents_std)
+    if (!(deviation > 0)) throw file.fault(fmt::format("'latents_std' has {}, expected more than 0", deviation));
   return config;
 }
 
@@ -312,12 +328,32 @@ CLIPTextConfig read_text_encoder_config(const std::filesystem::path& config_json
 
 namespace {
 
+/// EDMEulerScheduler, or EDMDPMSolverMultistepScheduler.
+DDPMSchedulerConfig edm_noise_schedule(const ConfigFile& file) {
+  DDPMSchedulerConfig config;
+  config.num_train_timesteps = file.integer("num_train_timesteps", 1000, 1, 1'000'000);
+  config.prediction_type = file.text_of("prediction_type", "epsilon", {"epsilon", "v_prediction"});
+  EDMSchedulerConfig edm;
+  edm.sigma_min = file.number("sigma_min", edm.sigma_min);
+  edm.sigma_max = file.number("sigma_max", edm.sigma_max);
+  edm.sigma_data = file.number("sigma_data", edm.sigma_data);
+  edm.rho = file.number("rho", edm.rho);
+  edm.sigma_schedule = file.text_of("sigma_schedule", "karras", {"karras", "exponential"});
+  if (!(edm.sigma_min > 0 && edm.sigma_min < edm.sigma_max && edm.sigma_data > 0 && edm.rho > 0)) {
+    throw file.fault(fmt::format("'sigma_min' {}, 'sigma_max' {}, 'sigma_data' {}, 'rho' {}: expected 0 < sigma_min < sigma_max, and "
+                                 "the others above 0",
+                                 edm.sigma_min, edm.sigma_max, edm.sigma_data, edm.rho));
+  }
+  config.edm = edm;
+  return config;
+}
+
 DDPMSchedulerConfig noise_schedule(const ConfigFile& file) {
   const std::string name = file.text("_class_name", "DDPMScheduler");
-  // Rectified flow and EDM train another objective; their configs lack a beta schedule.
-  if (name.find("FlowMatch") != name.npos || name.find("EDM") != name.npos) {
+  // Rectified flow trains another objective; its config lacks a beta schedule.
+  if (name.find("FlowMatch") != name.npos)
     throw file.fault(fmt::format("'_class_name' is \"{}\", whose noise schedule isn't supported", name));
-  }
+  if (name.find("EDM") != name.npos) return edm_noise_schedule(file);
   file.only("trained_betas", nullptr);
   DDPMSchedulerConfig config;
   config.num_train_timesteps = file.integer("num_train_timesteps", 1000, 1, 1'000'000);

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,7 @@ struct AutoencoderKLConfig {
   int64_t layers_per_block = 2;
   int64_t norm_num_groups = 32;
   double scaling_factor = 0.18215;
+  std::vector<double> latents_mean, latents_std;  ///< by channel, both or neither: latents are made standard before scaling_factor
   bool force_upcast = true;
 };
 
@@ -51,6 +53,12 @@ struct CLIPTextConfig {
   bool with_projection = false;  ///< architectures names CLIPTextModelWithProjection
 };
 
+/// diffusers scheduling_edm_euler.py
+struct EDMSchedulerConfig {
+  double sigma_min = 0.002, sigma_max = 80, sigma_data = 0.5, rho = 7;
+  std::string sigma_schedule = "karras";  ///< or exponential
+};
+
 /// diffusers scheduling_ddpm.py (scheduler/scheduler_config.json of any scheduler class)
 struct DDPMSchedulerConfig {
   int64_t num_train_timesteps = 1000;
@@ -58,6 +66,7 @@ struct DDPMSchedulerConfig {
   std::string beta_schedule = "scaled_linear";  ///< or linear, squaredcos_cap_v2
   std::string prediction_type = "epsilon";      ///< or v_prediction, sample
   bool rescale_betas_zero_snr = false;
+  std::optional<EDMSchedulerConfig> edm;  ///< a base of EDM's formulation, which has no betas
 };
 
 UNet2DConditionConfig read_unet_config(const std::filesystem::path& config_json);

@@ -6,6 +6,7 @@
 #include "models/ddim_scheduler.h"
 #include "models/ddpm_scheduler.h"
 #include "models/dpmsolver_multistep_scheduler.h"
+#include "models/edm_euler_scheduler.h"
 #include "models/euler_discrete_scheduler.h"
 #include "models/pndm_scheduler.h"
 
@@ -38,6 +39,14 @@ std::unique_ptr<SamplingScheduler> make_sampling_scheduler(const std::string& na
   }
   SamplingConfig wanted = config;
   wanted.use_karras_sigmas |= karras;
+  if (wanted.schedule.edm) {
+    if (name == "ddim" || name == "pndm") {
+      throw Error(ErrorKind::usage, fmt::format("sampling: scheduler '{}' can't sample a base of EDM's formulation", name),
+                  "take euler or dpmsolver++");
+    }
+    if (karras) wanted.schedule.edm->sigma_schedule = "karras";
+    if (name == "euler") return std::make_unique<EDMEulerScheduler>(wanted, num_inference_steps);
+  }
   if (name == "dpmsolver++") return std::make_unique<DPMSolverMultistepScheduler>(wanted, num_inference_steps);
   if (name == "euler") return std::make_unique<EulerDiscreteScheduler>(wanted, num_inference_steps);
   if (name != "ddim" && name != "pndm") {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "models/sampling_config.h"
@@ -32,6 +33,8 @@ class SamplingScheduler {
   virtual at::Tensor next_sample(const at::Tensor& model_output, const at::Tensor& sample) = 0;
   /// Throws Error(usage) unless every timestep is in [0, num_train_timesteps).
   void set_timesteps(const std::vector<double>& timesteps, int64_t num_train_timesteps);
+  /// What the UNet is told where that is no timestep (EDM).
+  void set_timesteps(std::vector<float> told) { timesteps_ = std::move(told); }
 
  private:
   std::vector<float> timesteps_;

@@ -36,7 +36,6 @@ SingleFileFamily family_of(const SafetensorsFile& file, const fs::path& path) {
     throw Error(ErrorKind::usage, fmt::format("{}: {}", doing(path), why), hint);
   };
   const std::string supported = "SD 1.x, SD 2.x and SDXL's base are trained, as a diffusers folder or as one file in the original layout";
-  if (file.contains("edm_mean")) return refuse("its noise schedule is EDM's (Playground v2.5)", supported);
   if (file.contains("conditioner.embedders.0.model.text_projection")) return refuse("it is SDXL's refiner", supported);
   const std::string conv_in = std::string(kUnet) + "input_blocks.0.0.weight";
   if (file.contains(conv_in) && file.tensor(conv_in).dim() == 4 && file.tensor(conv_in).size(1) != 4)
@@ -46,6 +45,23 @@ SingleFileFamily family_of(const SafetensorsFile& file, const fs::path& path) {
   return refuse(fmt::format("it holds no UNet and text encoder of SD 1.x, 2.x or SDXL; its first key is '{}'",
                             keys.empty() ? "" : keys.front()),
                 supported);
+}
+
+std::vector<double> numbers_of(const SafetensorsFile& file, const std::string& key, int64_t count) {
+  const at::Tensor numbers = file.tensor(key).to(at::kDouble).contiguous();
+  if (numbers.numel() != count)
+    throw Error(ErrorKind::bad_data, fmt::format("loading base model: '{}' has {} numbers, expected {}", key, numbers.numel(), count));
+  return {numbers.const_data_ptr<double>(), numbers.const_data_ptr<double>() + count};
+}
+
+/// SDXL in EDM's formulation, playgroundai/playground-v2.5-1024px-aesthetic (diffusers loaders/single_file_utils.py).
+BaseConfigs playground_configs(const SafetensorsFile& file) {
+  BaseConfigs configs = sdxl_configs();
+  configs.scheduler.edm.emplace();
+  configs.vae.scaling_factor = 0.5;
+  configs.vae.latents_mean = numbers_of(file, "edm_mean", configs.vae.latent_channels);
+  configs.vae.latents_std = numbers_of(file, "edm_std", configs.vae.latent_channels);
+  return configs;
 }
 
 BaseConfigs configs_of(SingleFileFamily family, const SafetensorsFile& file, const StableDiffusionOptions& options) {
@@ -104,7 +120,7 @@ std::optional<SingleFileFamily> single_file_family(const SafetensorsFile& file) 
 
 BaseConfigs single_file_configs(const SafetensorsFile& file, SingleFileFamily family) {
   if (family == SingleFileFamily::sd1) return sd15_configs();
-  if (family == SingleFileFamily::sdxl) return sdxl_configs();
+  if (family == SingleFileFamily::sdxl) return file.contains("edm_mean") ? playground_configs(file) : sdxl_configs();
   BaseConfigs configs = sd21_configs();
   const bool is_2_base = file.contains("global_step") && file.tensor("global_step").numel() == 1 &&
                          file.tensor("global_step").item().toDouble() == kStepsOf2Base;

@@ -67,6 +67,17 @@ void check_parts(const fs::path& path, const BaseConfigs& configs) {
                 text_2->projection_dim + 6 * unet.addition_time_embed_dim);
 }
 
+/// EDM's formulation has no betas, and no way to predict the latents themselves.
+void check_edm(const fs::path& path, const DDPMSchedulerConfig& scheduler) {
+  if (!scheduler.edm) return;
+  const char* const key = scheduler.rescale_betas_zero_snr            ? "model.rescale_betas_zero_snr"
+                          : scheduler.prediction_type == "sample" ? "model.prediction_type"
+                                                                      : nullptr;
+  if (key == nullptr) return;
+  throw Error(ErrorKind::usage,
+              fmt::format("loading base model '{}': '{}' doesn't go with its EDMEulerScheduler", path.string(), key), "leave the key out");
+}
+
 /// SHA-256 of each file, by as many threads as help: a full-size base has 4 GB of them.
 std::vector<std::string> hash_files(const std::vector<fs::path>& files) {
   std::vector<std::string> hashes(files.size());
@@ -112,6 +123,7 @@ StableDiffusion load_stable_diffusion(const fs::path& path, const StableDiffusio
   BaseConfigs configs = parts.configs;
   if (!options.prediction_type.empty()) configs.scheduler.prediction_type = options.prediction_type;
   if (options.rescale_betas_zero_snr) configs.scheduler.rescale_betas_zero_snr = true;
+  check_edm(path, configs.scheduler);
   check_parts(path, configs);
 
   StableDiffusion base;
@@ -123,6 +135,10 @@ StableDiffusion load_stable_diffusion(const fs::path& path, const StableDiffusio
   base.device = options.device;
   base.noise_scheduler = std::make_shared<DDPMScheduler>(configs.scheduler);
   base.noise_scheduler->to(options.device);
+  if (configs.scheduler.edm) {
+    base.edm_schedule = std::make_shared<EDMSchedule>(configs.scheduler);
+    base.edm_schedule->to(options.device);
+  }
 
   const auto text_encoder = [&](const CLIPTextConfig& config, const Weights& weights) {
     auto model = std::make_shared<CLIPTextModel>(config);

@@ -12,6 +12,7 @@
 #include "models/clip_text_model.h"
 #include "models/clip_tokenizer.h"
 #include "models/ddpm_scheduler.h"
+#include "models/edm_schedule.h"
 #include "models/unet_2d_condition.h"
 
 namespace lorashard {
@@ -25,6 +26,7 @@ struct StableDiffusion {
   std::shared_ptr<CLIPTextModel> text_encoder_2;  ///< SDXL alone: with projection
   std::shared_ptr<UNet2DConditionModel> unet;
   std::shared_ptr<DDPMScheduler> noise_scheduler;
+  std::shared_ptr<EDMSchedule> edm_schedule;  ///< of a base of EDM's formulation (Playground v2.5) alone, in place of the noise above
   at::ScalarType dtype = at::kFloat;      ///< of the frozen weights of UNet and text encoders
   /// Of the VAE's: fp32 where its config says force_upcast and the base is SDXL's or fp16, else `dtype`.
   at::ScalarType vae_dtype = at::kFloat;

@@ -167,7 +167,7 @@ at::Tensor denoise(const StableDiffusion& base, const TextToImageOptions& option
 
 at::Tensor decode_latents(const StableDiffusion& base, const at::Tensor& latents) {
   const at::NoGradGuard no_grad;
-  const at::Tensor scaled = latents / base.vae->config().scaling_factor;
+  const at::Tensor scaled = unscale_latents(base.vae->config(), latents);
   const at::Tensor decoded = base.vae->decode(scaled.to(base.vae->named_parameters().front().value().scalar_type()));
   const at::Tensor image = (decoded.to(at::kCPU, at::kFloat) / 2 + 0.5).clamp(0, 1);
   if (image.isnan().any().item<bool>())

@@ -69,7 +69,7 @@ Conditioning encode(const StableDiffusion& base, const Batch& batch, bool determ
   Conditioning out;
   const at::Tensor moments =
       batch.moments.defined() ? batch.moments : encode_moments(base, batch.pixel_values, deterministic);
-  out.latents = sample_latents(moments, batch.vae_noise) * base.vae->config().scaling_factor;
+  out.latents = scale_latents(base.vae->config(), sample_latents(moments, batch.vae_noise));
 
   // A trained text encoder is a function of its micro-batch like the UNet, so it needs no one-by-one to give the same bits.
   const at::AutoGradMode with_grad(train_text_encoder);

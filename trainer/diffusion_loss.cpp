@@ -52,20 +52,28 @@ DiffusionLoss diffusion_loss(const StableDiffusion& base, const Conditioning& co
       options.input_perturbation != 0 ? out.noise + options.input_perturbation * batch.input_perturbation : out.noise;
 
   // 2. What the UNet makes of it, and what it should have made.
-  const auto predict = [&](const at::Tensor& input) {
-    return base.unet->forward(input.to(base.dtype), batch.timesteps, conditioning.encoder_hidden_states,
+  const auto predict = [&](const at::Tensor& input, const at::Tensor& timesteps) {
+    return base.unet->forward(input.to(base.dtype), timesteps, conditioning.encoder_hidden_states,
                               {.text_embeds = conditioning.pooled_prompt_embeds, .time_ids = conditioning.add_time_ids});
   };
-  if (options.do_edm_style_training) {
+  if (base.edm_schedule) {
+    const EDMSchedulerConfig& edm = *scheduler.config().edm;
+    const at::Tensor levels = base.edm_schedule->sigmas(batch.timesteps), sigmas = levels.view({-1, 1, 1, 1});
+    out.noisy_latents = latents + sigmas * new_noise;
+    out.target = latents;
+    const at::Tensor input = edm_precondition_inputs(edm, out.noisy_latents, sigmas);
+    out.model_pred = edm_precondition_outputs(edm, scheduler.config().prediction_type, out.noisy_latents,
+                                              predict(input, edm_precondition_noise(levels)).to(at::kFloat), sigmas);
+  } else if (options.do_edm_style_training) {
     const at::Tensor sigmas = scheduler.sigmas(batch.timesteps).view({-1, 1, 1, 1});
     out.noisy_latents = latents + sigmas * new_noise;
     out.target = latents;
-    out.model_pred = denoised(predict(out.noisy_latents / (sigmas.square() + 1.0).sqrt()).to(at::kFloat), out.noisy_latents,
+    out.model_pred = denoised(predict(out.noisy_latents / (sigmas.square() + 1.0).sqrt(), batch.timesteps).to(at::kFloat), out.noisy_latents,
                               sigmas, scheduler.config().prediction_type);
   } else {
     out.noisy_latents = scheduler.add_noise(latents, new_noise, batch.timesteps);
     out.target = scheduler.target(latents, out.noise, batch.timesteps);
-    out.model_pred = predict(out.noisy_latents);
+    out.model_pred = predict(out.noisy_latents, batch.timesteps);
   }
 
   // 3. How far apart they are. In fp32 whatever the compute type, as the reference scripts do.

@@ -14,6 +14,24 @@ void require_prediction(bool holds, const std::string& key, const std::string& e
               "leave the key out, or set model.prediction_type if the base's scheduler is wrong about it");
 }
 
+/// A base of EDM's formulation has no signal-to-noise ratio of betas to weigh by.
+void refuse_what_needs_betas(const Recipe& recipe) {
+  const Recipe::Loss& loss = recipe.loss;
+  const bool huber = loss.loss_type == "huber" || loss.loss_type == "smooth_l1";
+  const char* const key = recipe.train.snr_gamma                   ? "train.snr_gamma"
+                          : loss.scale_v_pred_loss_like_noise_pred ? "loss.scale_v_pred_loss_like_noise_pred"
+                          : loss.v_pred_like_loss != 0             ? "loss.v_pred_like_loss"
+                          : loss.debiased_estimation_loss          ? "loss.debiased_estimation_loss"
+                          : huber && loss.huber_schedule == "snr"  ? "loss.huber_schedule"
+                                                                   : nullptr;
+  if (key == nullptr) return;
+  throw Error(ErrorKind::usage,
+              fmt::format("checking the recipe against the base model: '{}' weighs by the noise of beta schedules, and this base has an "
+                          "EDMEulerScheduler",
+                          key),
+              "leave the key out, or for loss.huber_schedule take \"exponential\" or \"constant\"");
+}
+
 }  // namespace
 
 CaptionOptions caption_options(const Recipe& recipe) {
@@ -54,10 +72,12 @@ LossOptions loss_options(const Recipe& recipe, const DDPMSchedulerConfig& schedu
                      "noise or velocities", prediction);
   require_prediction(!recipe.train.do_edm_style_training || prediction != "sample", "train.do_edm_style_training",
                      "noise or velocities", prediction);
+  if (scheduler.edm) refuse_what_needs_betas(recipe);
   return {.noise_offset = recipe.train.noise_offset,
           .adaptive_noise_scale = recipe.noise.adaptive_noise_scale,
           .input_perturbation = recipe.train.input_perturbation,
-          .do_edm_style_training = recipe.train.do_edm_style_training,
+          // A base of EDM's formulation is trained so anyway, and its timesteps aren't weighed.
+          .do_edm_style_training = recipe.train.do_edm_style_training && !scheduler.edm,
           .loss_type = loss.loss_type,
           .huber_schedule = loss.huber_schedule,
           .huber_c = loss.huber_c,

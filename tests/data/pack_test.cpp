@@ -244,5 +244,29 @@ TEST_F(PackTest, NoPackIsWrongUse) {
   }
 }
 
+/// A shard of the same size and count, out of another pack.
+TEST_F(PackTest, AnotherPacksShardIsRefused) {
+  pack_images(source(), out(), {});
+  std::vector<uint8_t> other = pictures_[5];
+  other.push_back(0);  // decoders stop before it
+  std::vector<uint8_t> longer = pictures_[6];
+  longer.push_back(0);
+  put(name_of(5), other);
+  pack_images(source(), folder_ / "one", {});
+  put(name_of(5), pictures_[5]);
+  put(name_of(6), longer);
+  pack_images(source(), folder_ / "two", {});
+  ASSERT_EQ(std::filesystem::file_size(folder_ / "one/shard-00000.h5"), std::filesystem::file_size(folder_ / "two/shard-00000.h5"));
+  EXPECT_EQ(Pack(folder_ / "two").num_samples(), kNumPictures);
+  std::filesystem::rename(folder_ / "one/shard-00000.h5", folder_ / "two/shard-00000.h5");
+  try {
+    const Pack pack(folder_ / "two");
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::bad_data);
+    EXPECT_THAT(error.message(), HasSubstr("it is another shard"));
+  }
+}
+
 }  // namespace
 }  // namespace lorashard

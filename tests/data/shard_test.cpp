@@ -206,6 +206,33 @@ TEST(Shard, FileCutWhileOpenIsAnErrorNotACrash) {
   }
 }
 
+/// Another shard under the name of one that is being read: by a rename the reader keeps the file it has opened; written over it,
+/// its bytes don't have the checksums that were read.
+TEST(Shard, AnotherShardInItsPlaceIsNeverReadAsIt) {
+  const TempDir folder;
+  const auto samples = make_samples(5, 3000);
+  auto others = samples;
+  for (auto& sample : others) sample.image_bytes[7] ^= 1;
+  write_shard(folder / "a.h5", samples);
+  write_shard(folder / "b.h5", others);
+  const ShardReader reader(folder / "a.h5");
+  std::filesystem::rename(folder / "b.h5", folder / "a.h5");
+  for (int64_t i = 0; i < 5; ++i) EXPECT_EQ(reader.read_image(i), samples[static_cast<size_t>(i)].image_bytes);
+
+  write_shard(folder / "c.h5", samples);
+  const ShardReader second(folder / "c.h5");
+  write_bytes(folder / "c.h5", read_file(folder / "a.h5"));
+  for (int64_t i = 0; i < 5; ++i) {
+    try {
+      second.read_image(i);
+      ADD_FAILURE() << "sample " << i << " was read from another shard";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::bad_data);
+      EXPECT_THAT(error.message(), HasSubstr(fmt::format("sample {} (", i)));
+    }
+  }
+}
+
 TEST(Shard, MissingFileIsWrongUse) {
   const TempDir folder;
   try {

@@ -44,6 +44,23 @@ def make_base(folder, preset="tiny-sd15", seed=0):
     return folder
 
 
+def make_playground(folder):
+    """A tiny SDXL as Playground v2.5 differs from it: EDM's formulation, latents made standard."""
+    make_base(folder, "tiny-sdxl")
+    scheduler = {"_class_name": "EDMEulerScheduler", "num_train_timesteps": 1000, "prediction_type": "epsilon", "rho": 7.0,
+                 "sigma_data": 0.5, "sigma_max": 80.0, "sigma_min": 0.002, "sigma_schedule": "karras", "final_sigmas_type": "zero"}
+    vae = {"latents_mean": [-0.2, 0.3, -0.1, 0.4], "latents_std": [0.5, 0.8, 1.1, 0.7], "scaling_factor": 0.5}
+    for name, change in (("scheduler/scheduler_config.json", lambda _: scheduler),
+                         ("vae/config.json", lambda config: config | vae),
+                         ("model_index.json", lambda index: index | {"scheduler": ["diffusers", "EDMEulerScheduler"]})):
+        path = os.path.join(folder, name)
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(change(config), file)
+    return folder
+
+
 def make_pack(folder, pictures):
     lorashard("pack", pictures, "--out", folder)
     return folder

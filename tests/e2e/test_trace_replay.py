@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from lorashard_runs import REPO, lorashard, make_base, make_pack, make_pictures, write_recipe
+from lorashard_runs import REPO, lorashard, make_base, make_pack, make_pictures, make_playground, write_recipe
 
 sys.path.insert(0, os.path.join(REPO, "tests", "oracle"))
 from replay import Replay  # noqa: E402
@@ -88,6 +88,21 @@ def test_the_options_of_noise_loss_and_captions_equal_the_scripts(work, name):
         plain = torch.nn.functional.mse_loss(micro["model_pred"], micro["target"])
         changed = max(changed, ((micro["loss"] - plain).abs() / plain).item())
     assert changed > 1e-3, "the options changed nothing"
+
+
+@pytest.mark.parametrize("name, options", {
+    "text_to_image": {"loss__loss_type": "huber", "loss__huber_schedule": "exponential", "train__noise_offset": 0.05},
+    "velocity": {"model__prediction_type": "v_prediction", "train__do_edm_style_training": True},
+}.items())
+def test_a_base_of_edms_formulation_equals_the_script(tmp_path, name, options):
+    base = make_playground(tmp_path / "base")
+    make_pack(tmp_path / "pack", make_pictures(tmp_path / "pictures"))
+    recipe = write_recipe(tmp_path / "recipe.toml", base, tmp_path / "pack", tmp_path / "run", train__train_batch_size=2,
+                          train__total_batch_size=4, train__max_train_steps=3, debug__trace_steps=3, **options)
+    lorashard("launch", recipe, "--ranks", 2)
+    errors = Replay(tmp_path / "run").replay()
+    print(f"\n{name}\n{errors.table()}")
+    assert not errors.outside(), errors.table()
 
 
 # The 16-bit limits of replay.py's HALF_LIMITS; recomputed activations have those of fp32.

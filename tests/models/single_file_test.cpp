@@ -103,6 +103,17 @@ TEST_F(SingleFile, Sd2PredictsVelocityUnlessItIs2Base) {
   EXPECT_EQ(prediction_type({{"other", at::zeros({1})}}), "v_prediction");
 }
 
+TEST_F(SingleFile, PlaygroundsFileSaysHowLatentsAreMadeStandard) {
+  const StateDict numbers = {{"edm_mean", at::tensor({-1.5, 2.0, -1.25, 2.5}, at::kFloat)}, {"edm_std", at::tensor({8.5, 6.0, 6.5, 5.25}, at::kFloat)}};
+  const BaseConfigs configs = single_file_configs(file_with({}, numbers), SingleFileFamily::sdxl);
+  ASSERT_TRUE(configs.scheduler.edm.has_value());
+  EXPECT_EQ(configs.scheduler.edm->sigma_max, 80);
+  EXPECT_EQ(configs.vae.scaling_factor, 0.5);
+  EXPECT_THAT(configs.vae.latents_mean, testing::ElementsAre(-1.5, 2.0, -1.25, 2.5));
+  EXPECT_THAT(configs.vae.latents_std, testing::ElementsAre(8.5, 6.0, 6.5, 5.25));
+  EXPECT_FALSE(single_file_configs(file_with({}), SingleFileFamily::sdxl).scheduler.edm.has_value());
+}
+
 TEST_F(SingleFile, TheRefinerIsRefused) {
   file_with({"model.diffusion_model.out.2.bias", "conditioner.embedders.0.model.text_projection"});
   try {

@@ -6,7 +6,7 @@ import math
 import philox_reference as philox
 import torch
 import torch.nn.functional as F
-from diffusers import EulerDiscreteScheduler
+from diffusers import EDMEulerScheduler, EulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 
 
@@ -49,6 +49,8 @@ def loss(recipe, scheduler, model_pred, target, timesteps, mask=None, image_weig
         losses = losses / mask.mean(dim=(1, 2, 3))
     if image_weights is not None:
         losses = losses * image_weights
+    if isinstance(scheduler, EDMEulerScheduler):  # "we are not doing weighting here"
+        return losses.mean()
     if train.get("do_edm_style_training"):
         sigmas = euler_sigmas(EulerDiscreteScheduler.from_config(scheduler.config), timesteps)
         return (losses * sigmas**-2.0).mean()

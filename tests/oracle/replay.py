@@ -19,7 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -159,11 +159,12 @@ class Replay:
         if self.is_sdxl:
             self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(base / "text_encoder_2").eval().requires_grad_(False)
         self.unet = UNet2DConditionModel.from_pretrained(base / "unet").requires_grad_(False)
-        self.scheduler = DDPMScheduler.from_pretrained(base / "scheduler")
+        written_by = json.loads((base / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+        self.scheduler = (EDMEulerScheduler if "EDM" in written_by else DDPMScheduler).from_pretrained(base / "scheduler")
         self.tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
         overrides = {key: model[key] for key in ("prediction_type", "rescale_betas_zero_snr") if model.get(key)}
         if overrides:
-            self.scheduler = DDPMScheduler.from_config(self.scheduler.config, **overrides)
+            self.scheduler = type(self.scheduler).from_config(self.scheduler.config, **overrides)
 
     def _add_adapter(self):
         """self.parameters: key of the trace -> parameter in peft; self.modules: (component, name), in the adapter's order."""
@@ -287,7 +288,7 @@ class Replay:
 
         with torch.no_grad():
             distribution = self.vae.encode(self.trace[at + "pixel_values"]).latent_dist
-            latents = (distribution.mean + distribution.std * vae_noise) * self.vae.config.scaling_factor
+            latents = self._scaled(distribution.mean + distribution.std * vae_noise)
         with torch.set_grad_enabled(self.recipe["lora"]["train_text_encoder"]):
             encoder_hidden_states, added = self._encode_text(at, rows)
         compare("latents", latents)
@@ -298,7 +299,10 @@ class Replay:
 
         noise, new_noise = loss_reference.noise(self.recipe, latents, rows)
         compare("noise", noise)
-        if self.recipe["train"]["do_edm_style_training"]:
+        if isinstance(self.scheduler, EDMEulerScheduler):
+            noisy_latents, model_pred = self._predict_edm(latents, new_noise, timesteps, encoder_hidden_states, added)
+            target = latents
+        elif self.recipe["train"]["do_edm_style_training"]:
             noisy_latents, model_pred = self._predict_edm_style(latents, new_noise, timesteps, encoder_hidden_states, added)
             target = latents
         else:
@@ -313,6 +317,23 @@ class Replay:
         compare("model_pred", model_pred.detach())
         compare("loss", loss.detach())
         return loss
+
+    def _scaled(self, latents):
+        config = self.vae.config
+        if config.latents_mean is None:
+            return latents * config.scaling_factor
+        mean, std = (torch.tensor(values).view(1, 4, 1, 1) for values in (config.latents_mean, config.latents_std))
+        return (latents - mean) * config.scaling_factor / std
+
+    def _predict_edm(self, latents, noise, timesteps, encoder_hidden_states, added):
+        """train_dreambooth_lora_sdxl.py with an EDMEulerScheduler: its index is counted from the noisiest, our timestep to it."""
+        indices = self.scheduler.config.num_train_timesteps - 1 - timesteps
+        told = self.scheduler.timesteps[indices]
+        sigmas = self.scheduler.sigmas[indices].view(-1, 1, 1, 1)
+        noisy_latents = self.scheduler.add_noise(latents, noise, told)
+        model_pred = self.unet(self.scheduler.precondition_inputs(noisy_latents, sigmas), told, encoder_hidden_states,
+                               added_cond_kwargs=added).sample
+        return noisy_latents, self.scheduler.precondition_outputs(noisy_latents, model_pred, sigmas)
 
     def _predict_edm_style(self, latents, noise, timesteps, encoder_hidden_states, added):
         """train_dreambooth_lora_sdxl.py with an EulerDiscreteScheduler."""

@@ -129,7 +129,6 @@ def test_without_its_configs_a_file_must_have_the_published_sizes(work, tmp_path
     (lambda state: state.pop("model.diffusion_model.input_blocks.1.0.in_layers.0.weight"), 65, ["missing", "down_blocks.0.resnets.0.norm1.weight"]),
     (lambda state: state.update({"model.diffusion_model.input_blocks.1.5.odd": torch.zeros(1)}), 65, ["unexpected", "input_blocks.1.5.odd"]),
     (lambda state: state.update({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}), 2, ["9 channels"]),
-    (lambda state: state.update({"edm_mean": torch.zeros(4)}), 2, ["EDM"]),
     (lambda state: [state.pop(key) for key in list(state) if key.startswith("cond_stage_model")], 2, ["no UNet and text encoder"]),
 ])
 def test_a_file_of_another_kind_is_refused_by_name(work, tmp_path, change, code, words):
@@ -138,6 +137,13 @@ def test_a_file_of_another_kind_is_refused_by_name(work, tmp_path, change, code,
     save_file(state, tmp_path / "other.safetensors")
     said = run_probe(tmp_path / "other.safetensors", tmp_path / "x", work / "sd15", code=code)
     assert all(word in said for word in ["other.safetensors", *words]), said
+
+
+def test_playgrounds_numbers_must_fit_its_latents(work, tmp_path):
+    state = load_file(work / "sdxl.safetensors")
+    save_file(state | {"edm_mean": torch.zeros(3), "edm_std": torch.ones(4)}, tmp_path / "playground.safetensors")
+    said = run_probe(tmp_path / "playground.safetensors", tmp_path / "x", "", VOCABULARY, code=65)
+    assert "'edm_mean' has 3 numbers, expected 4" in said
 
 
 def test_what_is_missing_is_said_with_the_remedy(work, tmp_path):

@@ -3,12 +3,16 @@ grey level, on the small random bases of init-base."""
 
 import os
 import subprocess
+import sys
 
 import diffusers
 import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, os.path.join(os.environ["LORASHARD_SOURCE_DIR"], "tests", "e2e"))
+from lorashard_runs import make_playground  # noqa: E402
 
 PROBE = os.path.join(os.environ["LORASHARD_BUILD_DIR"], "tests", "sampling_probe")
 LORASHARD = os.environ["LORASHARD"]
@@ -19,12 +23,13 @@ CLASSES = {
     "euler": diffusers.EulerDiscreteScheduler,
     "pndm": diffusers.PNDMScheduler,
 }
+EDM_CLASSES = {"dpmsolver++": diffusers.EDMDPMSolverMultistepScheduler, "euler": diffusers.EDMEulerScheduler}
 PROMPT, NEGATIVE = "a red house by the sea, watercolour", "blurry"
 LATENTS_TOLERANCE = 1e-4
 
 
 def load(folder):
-    if "sdxl" in folder.name:
+    if folder.name in ("tiny-sdxl", "playground"):
         return diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     return diffusers.StableDiffusionPipeline.from_pretrained(
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
@@ -49,7 +54,8 @@ def make(base, folder, scheduler="dpmsolver++", karras=False, guidance=7.5, nega
                         "steps": str(steps), "guidance_scale": str(guidance), "height": str(height), "width": str(width)})
     subprocess.run([PROBE, "picture", path, folder / "in.safetensors", folder / "out.safetensors"], check=True,
                    env={**os.environ, "OMP_NUM_THREADS": "1"})
-    pipeline.scheduler = CLASSES[scheduler].from_config(load(path).scheduler.config, **({"use_karras_sigmas": True} if karras else {}))
+    classes = EDM_CLASSES if path.name == "playground" else CLASSES
+    pipeline.scheduler = classes[scheduler].from_config(load(path).scheduler.config, **({"use_karras_sigmas": True} if karras else {}))
     call = dict(prompt=PROMPT, negative_prompt=negative or None, num_inference_steps=steps, guidance_scale=guidance, latents=noise,
                 height=height, width=width)
     latents = pipeline(**call, output_type="latent").images
@@ -78,3 +84,12 @@ def test_without_guidance(base, tmp_path):
 
 def test_other_sizes_and_no_negative_prompt(base, tmp_path):
     compare(*make(base, tmp_path, negative="", height=64, width=128, steps=10))
+
+
+@pytest.mark.parametrize("scheduler", EDM_CLASSES)
+def test_a_base_of_edms_formulation(tmp_path, scheduler):
+    torch.set_num_threads(1)
+    path = make_playground(tmp_path / "playground")
+    pipeline = load(path)
+    pipeline.set_progress_bar_config(disable=True)
+    compare(*make((path, pipeline), tmp_path, scheduler=scheduler))
