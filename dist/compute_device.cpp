@@ -48,12 +48,12 @@ std::string choose_device(Communicator& control, const std::string& wanted) {
     if (reasons[rank].empty()) continue;
     const std::string why = world.world_size > 1 ? fmt::format("rank {}: {}", rank, reasons[rank]) : reasons[rank];
     if (wanted == "auto") {
-      log::info("training on the CPU: {}", why);
+      log::info("computing on the CPU: {}", why);
       return "cpu";
     }
     throw AgreedError(
-        Error(ErrorKind::usage, fmt::format("starting the training: 'distributed.device' = \"cuda\", but {}", why),
-              "lorashard doctor says what this machine offers; distributed.device = \"cpu\" trains without a GPU"),
+        Error(ErrorKind::usage, fmt::format("taking a GPU for each rank, as device \"cuda\" asks: {}", why),
+              "lorashard doctor says what this machine offers; \"cpu\" (distributed.device, or generate --device) needs none"),
         world);
   }
   return "cuda";
@@ -71,7 +71,7 @@ GpuRank take_gpu(Communicator& control, const NcclOptions& options, bool determi
   if (deterministic) {
     require_same(control, "the GPU", fmt::format("{}, compute {}.{}", gpu.name, gpu.compute_major, gpu.compute_minor));
   }
-  log::info("training on {} {}: {} ({:.1f} GB){}", world.world_size, world.world_size == 1 ? "GPU" : "GPUs", gpu.name,
+  log::info("computing on {} {}: {} ({:.1f} GB){}", world.world_size, world.world_size == 1 ? "GPU" : "GPUs", gpu.name,
             static_cast<double>(gpu.memory_bytes) / 1e9, with_sharing.share_devices ? ", shared by ranks" : "");
   return rank;
 }

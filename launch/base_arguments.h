@@ -16,7 +16,7 @@ struct BaseArguments {
 /// --base, --variant, --vae, --mixed-precision.
 void add_base_arguments(CLI::App& command, BaseArguments& arguments);
 /// Throws as load_stable_diffusion().
-StableDiffusion load_base(const BaseArguments& arguments);
+StableDiffusion load_base(const BaseArguments& arguments, at::Device device = at::kCPU);
 
 struct LoraArgument {
   std::filesystem::path file;

@@ -12,6 +12,7 @@
 #include "data/image_write.h"
 #include "data/png_text.h"
 #include "dist/agreement.h"
+#include "dist/compute_device.h"
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
@@ -34,7 +35,7 @@ struct Options {
   BaseArguments base;
   std::vector<std::string> loras;
   TextToImageOptions picture;
-  std::string out;
+  std::string out, device = "auto";
   uint64_t first_image = 0;
   int64_t num_images = 1, threads = 0;
   bool json = false;
@@ -101,13 +102,15 @@ void print_json(const Options& options, const std::vector<PictureJob>& jobs, con
 void generate(const Options& options, Communicator& communicator) {
   const World& world = communicator.world();
   const bool is_main = world.rank == 0;
+  GpuRank gpu{.communicator = nullptr, .device = at::kCPU};
+  if (choose_device(communicator, options.device) == "cuda") gpu = take_gpu(communicator, {}, /*deterministic=*/true);
   std::vector<LoraArgument> loras;
   StableDiffusion base;
   TextToImageOptions picture;
   run_agreed(communicator, "loading the base model", [&] {
     require_out(options);
     loras = parse_lora_arguments(options.loras);
-    base = load_base(options.base);
+    base = load_base(options.base, gpu.device);
     picture = checked_options(base, options.picture);
     for (const LoraArgument& lora : loras) apply_adapter(base, read_adapter(lora.file, module_names(base)), lora.scale);
   });
@@ -160,6 +163,8 @@ void add_generate_command(CLI::App& app) {
                       "number of the first: --seed 7 --first-image 3 is #3 of seed 7 [0]");
   command->add_option("--threads", options->threads, "threads of each rank [the cores of the machine]")
       ->check(CLI::Range(0, 1024));
+  command->add_option("--device", options->device, "auto (a GPU for each rank, where they can be had), cpu or cuda [auto]")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   command->add_flag("--json", options->json, "what was made, as JSON on stdout");
   command->footer(
       "One picture is FILE.png. Several are FILE-0.png, FILE-1.png, ..., and FILE.png shows them side by side. Each "

@@ -56,7 +56,7 @@ def test_wrong_value_by_set(work):
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this machine has an NVIDIA GPU")
 def test_cuda_without_a_gpu(work):
     said = train(work, 2, distributed__device="cuda")
-    assert "'distributed.device' = \"cuda\"" in said and "hint:" in said
+    assert "device \"cuda\"" in said and "hint:" in said and "distributed.device" in said
 
 
 @pytest.mark.parametrize("ranks", [None, 3])

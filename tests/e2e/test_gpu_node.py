@@ -17,10 +17,10 @@ def gpu_node(*arguments):
 
 
 def test_on_the_cpu_replay_and_ranks_hold_in_every_precision(tmp_path):
-    done = gpu_node("--device", "cpu", "--parts", "doctor", "replay", "ranks", "--work", tmp_path)
+    done = gpu_node("--device", "cpu", "--parts", "doctor", "replay", "ranks", "pictures", "--work", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[:2] for line in lines] == [["ok", "doctor:"], ["ok", "replay:"], ["ok", "ranks:"]], done.stdout
+    assert [line.split()[:2] for line in lines] == [["ok", "doctor:"], ["ok", "replay:"], ["ok", "ranks:"], ["ok", "pictures:"]], done.stdout
     assert all(precision in lines[1] for precision in ("fp32", "bf16", "fp16"))
 
 
@@ -35,7 +35,7 @@ def test_without_a_gpu_each_part_says_why_it_did_not_run(tmp_path):
     done = gpu_node("--work", tmp_path)
     assert done.returncode == 3, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 5 and all(line.startswith("not run ") for line in lines), done.stdout
+    assert len(lines) == 6 and all(line.startswith("not run ") for line in lines), done.stdout
 
 
 def test_a_replay_that_is_off_fails(tmp_path):
