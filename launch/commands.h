@@ -13,6 +13,7 @@ struct Exit {
 void add_pack_command(CLI::App& app);       // launch/pack.cpp
 void add_train_command(CLI::App& app);      // launch/train.cpp
 void add_launch_command(CLI::App& app);     // launch/launch.cpp
+void add_bench_command(CLI::App& app);      // launch/bench.cpp
 void add_fuse_command(CLI::App& app);       // launch/fuse.cpp
 void add_generate_command(CLI::App& app);   // launch/generate.cpp
 void add_inspect_command(CLI::App& app);    // launch/inspect.cpp

@@ -1,9 +1,12 @@
 // lorashard train: this process is one rank of mpirun or srun, or the whole run when nothing started it.
+#include "launch/train.h"
+
 #include <chrono>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "dist/agreement.h"
-#include "dist/communicator.h"
 #include "dist/compute_device.h"
 #include "dist/error.h"
 #include "dist/health.h"
@@ -11,7 +14,6 @@
 #include "dist/start_deadline.h"
 #include "launch/as_rank.h"
 #include "launch/commands.h"
-#include "trainer/recipe.h"
 #include "trainer/trainer.h"
 
 namespace lorashard {
@@ -22,10 +24,9 @@ NcclOptions nccl_options(const Recipe& recipe) {
   return {.timeout = std::chrono::milliseconds(static_cast<int64_t>(1e3 * (timeout_s > 0 ? timeout_s : 1e6)))};
 }
 
-void train(const std::string& recipe_path, const std::vector<std::string>& overrides, Communicator& communicator,
-           std::unique_ptr<Health>& health, StartDeadline& deadline) {
+void train(const TrainingRank& rank, Communicator& communicator, std::unique_ptr<Health>& health, StartDeadline& deadline) {
   Recipe recipe;
-  run_agreed(communicator, "reading the recipe", [&] { recipe = load_recipe(recipe_path, overrides); });
+  run_agreed(communicator, "reading the recipe", [&] { recipe = rank.read(); });
   require_same(communicator, "the program", describe_program());
   health = std::make_unique<Health>(communicator,
                                     HealthOptions{.collective_timeout_s = recipe.distributed.collective_timeout_s,
@@ -34,32 +35,32 @@ void train(const std::string& recipe_path, const std::vector<std::string>& overr
                                                   .straggler_pace = recipe.distributed.straggler_pace,
                                                   .work_timeout_s = recipe.distributed.work_timeout_s});
   deadline.met();
+  if (rank.before) rank.before(communicator);
   recipe.distributed.device = choose_device(communicator, recipe.distributed.device);
   if (recipe.distributed.device == "cpu") {
     Trainer(recipe, communicator).train();
-    return;
+  } else {
+    const GpuRank gpu = take_gpu(communicator, nccl_options(recipe), recipe.train.deterministic);
+    Trainer(recipe, *gpu.communicator, gpu.device).train();
   }
-  const GpuRank gpu = take_gpu(communicator, nccl_options(recipe), recipe.train.deterministic);
-  Trainer(recipe, *gpu.communicator, gpu.device).train();
+  if (rank.after) rank.after(communicator);
 }
 
 // Before there is any rank to agree with; a recipe that is wrong is told of later, once.
-double start_timeout_of(const std::string& recipe_path, const std::vector<std::string>& overrides) {
+double start_timeout_of(const TrainingRank& rank) {
   try {
-    return load_recipe(recipe_path, overrides).distributed.start_timeout_s;
+    return rank.read().distributed.start_timeout_s;
   } catch (const Error&) {
     return Recipe().distributed.start_timeout_s;
   }
 }
 
-void train_as_rank(const std::string& recipe_path, const std::vector<std::string>& overrides) {
-  StartDeadline deadline(start_timeout_of(recipe_path, overrides));  // before MPI, which waits for every rank
-  run_as_rank([&](Communicator& communicator, std::unique_ptr<Health>& health) {
-    train(recipe_path, overrides, communicator, health, deadline);
-  });
-}
-
 }  // namespace
+
+void train_as_rank(const TrainingRank& rank) {
+  StartDeadline deadline(start_timeout_of(rank));  // before MPI, which waits for every rank
+  run_as_rank([&](Communicator& communicator, std::unique_ptr<Health>& health) { train(rank, communicator, health, deadline); });
+}
 
 void add_train_command(CLI::App& app) {
   struct Options {
@@ -79,7 +80,7 @@ void add_train_command(CLI::App& app) {
       "The adapter, its checkpoints and metrics.jsonl are in the recipe's output_dir. Started again, it goes on from "
       "the\n"
       "newest whole checkpoint, on any number of ranks. USR1, USR2, TERM or INT: a checkpoint, then exit 75.");
-  command->callback([options] { train_as_rank(options->recipe, options->overrides); });
+  command->callback([options] { train_as_rank({.read = [&] { return load_recipe(options->recipe, options->overrides); }}); });
 }
 
 }  // namespace lorashard

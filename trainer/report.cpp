@@ -43,6 +43,8 @@ RecordedStep parse_line(const std::string& text) {
   step.wall_s = number_or_nan(line, "wall_s");
   step.skipped = line.value("skipped", false);
   step.world_size = line.value("world_size", int64_t{0});
+  step.data_wait_ms = number_or_nan(line, "data_wait_ms");
+  step.peak_device_memory_bytes = line.value("peak_device_memory_bytes", int64_t{0});
   return step;
 }
 
