@@ -25,11 +25,12 @@ constexpr std::array<std::string_view, 4> kPictures = {".png", ".jpg", ".jpeg", 
 constexpr std::array<std::string_view, 9> kOtherPictures = {".bmp",  ".gif",  ".tif", ".tiff", ".avif",
                                                             ".heic", ".heif", ".jxl", ".jp2"};
 
-constexpr std::array<std::pair<CaptionSource, std::string_view>, 5> kCaptionSources = {
+constexpr std::array<std::pair<CaptionSource, std::string_view>, 6> kCaptionSources = {
     {{CaptionSource::metadata_jsonl, "metadata_jsonl"},
      {CaptionSource::metadata_csv, "metadata_csv"},
      {CaptionSource::txt_beside, "txt_beside"},
      {CaptionSource::folder_names, "folder_names"},
+     {CaptionSource::parquet, "parquet"},
      {CaptionSource::none, "none"}}};
 
 /// What lies in the folder, by kind; names are relative to it and sorted bytewise.
@@ -116,8 +117,7 @@ Found walk(const fs::path& root) {
 
 std::string text_name(const std::string& picture) { return fs::path(picture).replace_extension(".txt").string(); }
 
-CaptionSource choose_source(const Found& found, const ImageFolderOptions& options) {
-  if (options.captions) return *options.captions;
+CaptionSource choose_source(const Found& found) {
   if (!found.jsonl_tables.empty()) return CaptionSource::metadata_jsonl;
   if (!found.csv_tables.empty()) return CaptionSource::metadata_csv;
   const bool any_text = std::any_of(found.pictures.begin(), found.pictures.end(),
@@ -266,15 +266,29 @@ CaptionSource parse_caption_source(const std::string& name) {
   throw Error(ErrorKind::usage, fmt::format("expected one of {} as the source of captions, found '{}'", words, name));
 }
 
+std::optional<CaptionSource> captions_of_pictures_in(const fs::path& folder) {
+  const Found found = walk(fs::canonical(folder));
+  return found.pictures.empty() ? std::nullopt : std::optional(choose_source(found));
+}
+
+void require_pictures(const ImageFolder& listed, const fs::path& source) {
+  if (!listed.images.empty()) return;
+  std::string message = fmt::format("listing '{}': expected pictures (PNG, JPEG, WebP), found none", source.string());
+  if (!listed.left_out.empty())
+    message += fmt::format(" to take; {} left out, '{}' for one: {}", listed.left_out.size(),
+                           listed.left_out.front().file_name, listed.left_out.front().reason);
+  throw Error(ErrorKind::usage, message);
+}
+
 ImageFolder list_image_folder(const fs::path& source, const ImageFolderOptions& options) {
   std::error_code error;
   const fs::path root = fs::canonical(source, error);
   if (error || !fs::is_directory(root, error))
-    throw Error(ErrorKind::usage, fmt::format("listing '{}': expected a folder of pictures, found {}", source.string(),
+    throw Error(ErrorKind::usage, fmt::format("listing '{}': expected a folder of pictures or a .parquet file, found {}", source.string(),
                                               fs::exists(source, error) ? "something else" : "nothing there"));
   Found found = walk(root);
   ImageFolder folder;
-  folder.caption_source = choose_source(found, options);
+  folder.caption_source = options.captions.value_or(choose_source(found));
   folder.num_other_files = found.num_other_files;
   switch (folder.caption_source) {
     case CaptionSource::metadata_jsonl:
@@ -287,19 +301,15 @@ ImageFolder list_image_folder(const fs::path& source, const ImageFolderOptions& 
     case CaptionSource::folder_names:
       read_folder_names(root, found, options, &folder);
       break;
+    case CaptionSource::parquet:
+      LORASHARD_CHECK(false, "'{}' listed as a folder of pictures", source.string());
     case CaptionSource::none:
       for (const std::string& name : found.pictures) folder.images.push_back({root / name, name, ""});
   }
   std::move(found.left_out.begin(), found.left_out.end(), std::back_inserter(folder.left_out));
   std::stable_sort(folder.left_out.begin(), folder.left_out.end(),
                    [](const LeftOut& a, const LeftOut& b) { return a.file_name < b.file_name; });
-  if (folder.images.empty()) {
-    std::string message = fmt::format("listing '{}': expected pictures (PNG, JPEG, WebP), found none", source.string());
-    if (!folder.left_out.empty())
-      message += fmt::format(" to take; {} left out, '{}' for one: {}", folder.left_out.size(),
-                             folder.left_out.front().file_name, folder.left_out.front().reason);
-    throw Error(ErrorKind::usage, message);
-  }
+  require_pictures(folder, source);
   return folder;
 }
 

@@ -16,13 +16,15 @@
 namespace lorashard {
 
 struct SourceImage {
-  std::filesystem::path path;  ///< absolute; inside the source folder
-  std::string file_name;       ///< relative to the source folder, with '/'
+  std::filesystem::path path;  ///< absolute; inside the source folder; of a row of a parquet file, that file
+  std::string file_name;       ///< relative to the source folder, with '/'; of a row of a parquet file, a name for it
   std::string caption;         ///< UTF-8; empty when it has none
   std::vector<std::string> more_captions = {};  ///< where the source has several
   std::filesystem::path mask = {};              ///< absolute, inside the source folder; empty when it has none
   double weight = 1;
   int64_t repeats = 1;
+  int64_t row = -1;   ///< of the parquet file, from 0; -1: the picture is a file of its own
+  int row_group = 0;  ///< that the row lies in
 };
 
 struct LeftOut {
@@ -36,6 +38,7 @@ enum class CaptionSource {
   txt_beside,
   none,
   folder_names,  ///< the name of the folder a picture is in; only when asked for
+  parquet,       ///< the caption column of parquet files (data/parquet_source.h)
 };
 
 /// "metadata_jsonl" and so on.
@@ -52,13 +55,19 @@ struct ImageFolder {
 };
 
 struct ImageFolderOptions {
-  std::string image_column = "file_name";
+  std::string image_column = "file_name";  ///< of tables; in parquet files this default stands for "image"
   std::string caption_column = "text";
   std::string mask_column = {}, weight_column = {}, repeats_column = {};  ///< of tables; empty: not read
   bool all_caption_lines = false;       ///< each line of a .txt that isn't blank is a caption of its own
   bool allow_missing_captions = false;  ///< keep pictures without a caption (empty caption) beside captioned ones
   std::optional<CaptionSource> captions = std::nullopt;  ///< which source to read; empty: the first that exists
 };
+
+/// Where list_image_folder() would take captions from by itself; nullopt where `folder` holds no picture at all. Throws Error(io).
+std::optional<CaptionSource> captions_of_pictures_in(const std::filesystem::path& folder);
+
+/// Throws Error(usage) where `listed` has no picture to take, naming `source` and what was left out.
+void require_pictures(const ImageFolder& listed, const std::filesystem::path& source);
 
 /// Throws Error(usage) when the folder doesn't exist or holds no picture to take, Error(bad_data) with file and line
 /// for a broken table, a path that leaves the folder, a row whose file isn't there, or a caption that isn't UTF-8.

@@ -132,14 +132,14 @@ void take_captions(const nlohmann::json& object, const std::string& key, const P
 constexpr double kMostRepeats = 1e9;
 
 void take_weight(double value, const std::string& column, const Place& place, MetadataRow* row) {
-  if (!std::isfinite(value) || value < 0)
-    broken(place, fmt::format("'{}': expected a number from 0, found {}", column, value));
+  const std::string wrong = why_no_weight(value);
+  if (!wrong.empty()) broken(place, fmt::format("'{}': {}", column, wrong));
   row->weight = value;
 }
 
 void take_repeats(double value, const std::string& column, const Place& place, MetadataRow* row) {
-  if (!(value >= 1 && value <= kMostRepeats && value == std::floor(value)))
-    broken(place, fmt::format("'{}': expected a whole number from 1, found {}", column, value));
+  const std::string wrong = why_no_repeats(value);
+  if (!wrong.empty()) broken(place, fmt::format("'{}': {}", column, wrong));
   row->repeats = static_cast<int64_t>(value);
 }
 
@@ -209,6 +209,15 @@ size_t column_index(const std::vector<std::string>& header, const std::string& c
 }
 
 }  // namespace
+
+std::string why_no_weight(double value) {
+  return std::isfinite(value) && value >= 0 ? "" : fmt::format("expected a number from 0, found {}", value);
+}
+
+std::string why_no_repeats(double value) {
+  const bool good = value >= 1 && value <= kMostRepeats && value == std::floor(value);
+  return good ? "" : fmt::format("expected a whole number from 1, found {}", value);
+}
 
 std::vector<MetadataRow> read_metadata_jsonl(const std::filesystem::path& path, const MetadataColumns& columns) {
   std::vector<MetadataRow> rows;

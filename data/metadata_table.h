@@ -23,6 +23,10 @@ struct MetadataRow {
   int64_t repeats = 1;
 };
 
+/// What is wrong with a picture's weight (a number from 0) or repeats (a whole number from 1); empty when nothing is.
+std::string why_no_weight(double value);
+std::string why_no_repeats(double value);
+
 /// The rows of `path`, in order. Throws Error(bad_data) with the line for text that isn't UTF-8, a line above 1 MiB, a
 /// row without the image's column, a caption that isn't a text, a weight that isn't a number from 0 or repeats that
 /// aren't a whole number from 1, and a table in which no row has the caption's column.

@@ -35,10 +35,14 @@ struct PackReport {
   int64_t num_other_files = 0, num_longer_caption_files = 0;  ///< as in ImageFolder
 };
 
-/// Packs the image folder `source` into `out` (made; must be empty or absent, or hold what an interrupted pack_images
+/// What pack_images() would pack of `source`, a folder of pictures or parquet files (data/parquet_source.h). Throws as list_image_folder() and
+/// list_parquet() do.
+ImageFolder list_pictures(const std::filesystem::path& source, const ImageFolderOptions& options);
+
+/// Packs the pictures of `source` into `out` (made; must be empty or absent, or hold what an interrupted pack_images
 /// left). Every picture is decoded once to prove it can be. index.json is written last, durably: a folder without it is
 /// no pack. Progress goes to the log. Holds the pictures of one shard, still encoded, in memory, and one decoded
-/// picture a thread. Throws Error(usage) for `out`, what list_image_folder throws, Error(bad_data) for the first
+/// picture a thread. Throws Error(usage) for `out`, what list_pictures() throws, Error(bad_data) for the first
 /// picture that can't be decoded when on_bad_image is stop, Error(io); then `out` is as it was before.
 PackReport pack_images(const std::filesystem::path& source, const std::filesystem::path& out,
                        const PackOptions& options);

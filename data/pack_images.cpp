@@ -18,6 +18,7 @@
 #include "data/image_write.h"
 #include "data/pack.h"
 #include "data/pack_index.h"
+#include "data/parquet_source.h"
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
@@ -34,41 +35,82 @@ constexpr uint64_t kMaxPictureFileBytes = uint64_t{256} << 20;
 struct CheckedImage {
   ShardSample sample;
   std::exception_ptr error;
+  bool source_failed = false;  ///< the error isn't of this picture alone: it can't be skipped
 };
 
-/// The encoded mask of a picture; empty when it has none.
-std::vector<uint8_t> read_mask(const SourceImage& source, std::span<const uint8_t> image_bytes, ImageSize size,
-                               bool alpha_masks) {
-  if (!source.mask.empty()) {
-    const std::string bytes = read_file(source.mask, kMaxPictureFileBytes);
-    std::vector<uint8_t> mask(bytes.begin(), bytes.end());
-    const Image decoded = decode_image(mask, source.mask.filename().string());
+/// A picture and its mask as they are; no mask when it has none.
+struct EncodedPicture {
+  std::vector<uint8_t> image, mask;
+};
+
+std::vector<uint8_t> read_bytes(const fs::path& path) {
+  const std::string bytes = read_file(path, kMaxPictureFileBytes);
+  return {bytes.begin(), bytes.end()};
+}
+
+/// How messages name a picture: a row of a parquet file has no name of its own that finds it.
+std::string name_of(const SourceImage& source) { return source.row < 0 ? source.file_name : place_in_parquet(source); }
+
+EncodedPicture read_picture(const SourceImage& source) {
+  EncodedPicture picture{.image = read_bytes(source.path), .mask = {}};
+  if (!source.mask.empty()) picture.mask = read_bytes(source.mask);
+  return picture;
+}
+
+/// The same of a row of a parquet file.
+EncodedPicture take_picture(const SourceImage& source, ParquetPicture row) {
+  if (!row.image || row.image->empty())
+    throw Error(ErrorKind::bad_data, fmt::format("reading '{}': expected a picture, found null", name_of(source)),
+                "the bytes of a picture must be in the parquet file: a path beside them is not followed");
+  EncodedPicture picture{.image = std::move(*row.image), .mask = row.mask.value_or(std::vector<uint8_t>())};
+  for (const std::vector<uint8_t>* bytes : {&picture.image, &picture.mask})
+    if (bytes->size() > kMaxPictureFileBytes)
+      throw Error(ErrorKind::bad_data, fmt::format("reading '{}': expected at most {} bytes, found {}", name_of(source),
+                                                   kMaxPictureFileBytes, bytes->size()));
+  return picture;
+}
+
+/// The encoded mask of a picture of `size`; empty when it has none.
+std::vector<uint8_t> checked_mask(const SourceImage& source, EncodedPicture& picture, ImageSize size, bool alpha_masks) {
+  if (!picture.mask.empty()) {
+    const bool is_file = source.row < 0;
+    const Image decoded = decode_image(picture.mask, is_file ? source.mask.filename().string() : "the mask of " + name_of(source));
     if (decoded.height != size.height || decoded.width != size.width)
       throw Error(ErrorKind::bad_data,
-                  fmt::format("reading the mask '{}' of '{}': expected {} x {} pixels as the picture has, found {} x {}",
-                              source.mask.string(), source.file_name, size.width, size.height, decoded.width,
-                              decoded.height),
+                  fmt::format("reading the mask {}of '{}': expected {} x {} pixels as the picture has, found {} x {}",
+                              is_file ? fmt::format("'{}' ", source.mask.string()) : "", name_of(source), size.width, size.height,
+                              decoded.width, decoded.height),
                   "a mask is drawn over its picture: white where the loss counts");
-    return mask;
+    return std::move(picture.mask);
   }
-  const Image alpha = alpha_masks ? decode_alpha(image_bytes, source.file_name) : Image{};
+  const Image alpha = alpha_masks ? decode_alpha(picture.image, name_of(source)) : Image{};
   const bool opaque = std::all_of(alpha.rgb.begin(), alpha.rgb.end(), [](uint8_t value) { return value == 255; });
   return opaque ? std::vector<uint8_t>() : encode_png(alpha);
 }
 
-CheckedImage check_image(const SourceImage& source, bool alpha_masks) {
+/// images[i], out of `parquet` where its pictures lie there.
+CheckedImage check_image(const std::vector<SourceImage>& images, size_t i, ParquetPictures* parquet, bool alpha_masks) {
+  const SourceImage& source = images[i];
   CheckedImage checked;
+  ParquetPicture row;
   try {
-    const std::string bytes = read_file(source.path, kMaxPictureFileBytes);
-    checked.sample.image_bytes.assign(bytes.begin(), bytes.end());
-    const Image image = decode_image(checked.sample.image_bytes, source.file_name);
+    if (parquet != nullptr) row = parquet->take(i);
+  } catch (...) {
+    checked.error = std::current_exception();
+    checked.source_failed = true;
+    return checked;
+  }
+  try {
+    EncodedPicture picture = parquet != nullptr ? take_picture(source, std::move(row)) : read_picture(source);
+    const Image image = decode_image(picture.image, name_of(source));
     checked.sample.size = {image.height, image.width};
     checked.sample.file_name = source.file_name;
     checked.sample.caption = source.caption;
     checked.sample.more_captions = source.more_captions;
     checked.sample.weight = source.weight;
     checked.sample.repeats = source.repeats;
-    checked.sample.mask_bytes = read_mask(source, checked.sample.image_bytes, checked.sample.size, alpha_masks);
+    checked.sample.mask_bytes = checked_mask(source, picture, checked.sample.size, alpha_masks);
+    checked.sample.image_bytes = std::move(picture.image);
   } catch (...) {
     checked.error = std::current_exception();
   }
@@ -77,9 +119,9 @@ CheckedImage check_image(const SourceImage& source, bool alpha_masks) {
 
 class ImageChecker {
  public:
-  /// `images` must outlive it.
-  ImageChecker(const std::vector<SourceImage>& images, int num_threads, bool alpha_masks)
-      : images_(images), alpha_masks_(alpha_masks), window_(2 * static_cast<size_t>(num_threads)) {
+  /// `images` and `parquet`, which may be null, must outlive it.
+  ImageChecker(const std::vector<SourceImage>& images, ParquetPictures* parquet, int num_threads, bool alpha_masks)
+      : images_(images), parquet_(parquet), alpha_masks_(alpha_masks), window_(2 * static_cast<size_t>(num_threads)) {
     for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this](const std::stop_token& stop) { work(stop); });
   }
   ~ImageChecker() {
@@ -106,7 +148,7 @@ class ImageChecker {
       if (!changed_.wait(lock, stop, has_work) || stop.stop_requested() || taken_ == images_.size()) return;
       const size_t i = taken_++;
       lock.unlock();
-      CheckedImage checked = check_image(images_[i], alpha_masks_);
+      CheckedImage checked = check_image(images_, i, parquet_, alpha_masks_);
       lock.lock();
       window_[i % window_.size()] = std::move(checked);
       changed_.notify_all();
@@ -114,6 +156,7 @@ class ImageChecker {
   }
 
   const std::vector<SourceImage>& images_;
+  ParquetPictures* parquet_;
   const bool alpha_masks_;
   std::mutex mutex_;
   std::condition_variable_any changed_;
@@ -201,8 +244,9 @@ class PackWriter {
     if (pending_bytes_ >= static_cast<uint64_t>(shard_bytes_)) write_pending();
   }
 
-  PackIndex finish(const std::string& captions) {
+  PackIndex finish(const std::string& kind, const std::string& captions) {
     if (!pending_.empty()) write_pending();
+    index_.kind = kind;
     index_.captions = captions;
     write_durably(folder_ / kPackIndexName, to_json(index_));
     return index_;
@@ -235,7 +279,7 @@ std::string reason_to_skip(const CheckedImage& checked, OnBadImage on_bad_image)
   try {
     std::rethrow_exception(checked.error);
   } catch (const Error& error) {
-    if (error.kind() != ErrorKind::bad_data) throw;
+    if (error.kind() != ErrorKind::bad_data || checked.source_failed) throw;
     if (on_bad_image == OnBadImage::stop)
       throw Error(error.kind(), error.message(), error.hint() + "; or skip such pictures with --on-bad-image skip");
     return error.message();
@@ -248,9 +292,9 @@ int num_threads_for(const PackOptions& options) {
 }
 
 /// Packs the pictures in order; fills the report's counts of skipped ones.
-void pack_in_order(const std::vector<SourceImage>& images, const PackOptions& options, PackWriter* writer,
+void pack_in_order(const std::vector<SourceImage>& images, ParquetPictures* parquet, const PackOptions& options, PackWriter* writer,
                    PackReport* report) {
-  ImageChecker checker(images, num_threads_for(options), options.alpha_masks);
+  ImageChecker checker(images, parquet, num_threads_for(options), options.alpha_masks);
   const auto start = std::chrono::steady_clock::now();
   for (size_t i = 0; i < images.size(); ++i) {
     if (options.max_samples > 0 && writer->num_samples() == options.max_samples) break;
@@ -258,7 +302,7 @@ void pack_in_order(const std::vector<SourceImage>& images, const PackOptions& op
     if (checked.error != nullptr) {
       std::string reason = reason_to_skip(checked, options.on_bad_image);
       log::warning("skipping a picture: {}", reason);
-      report->left_out.push_back({images[i].file_name, std::move(reason)});
+      report->left_out.push_back({name_of(images[i]), std::move(reason)});
       ++report->num_skipped;
     } else {
       report->num_masks += !checked.sample.mask_bytes.empty();
@@ -274,6 +318,10 @@ void pack_in_order(const std::vector<SourceImage>& images, const PackOptions& op
 
 }  // namespace
 
+ImageFolder list_pictures(const fs::path& source, const ImageFolderOptions& options) {
+  return is_parquet_source(source, options) ? list_parquet(source, options) : list_image_folder(source, options);
+}
+
 PackReport pack_images(const fs::path& source, const fs::path& out, const PackOptions& options) {
   if (options.shard_bytes < 1 || options.max_samples < 0 || options.num_threads < 0)
     throw Error(ErrorKind::usage,
@@ -283,7 +331,9 @@ PackReport pack_images(const fs::path& source, const fs::path& out, const PackOp
   if (is_pack(source))
     throw Error(ErrorKind::usage, fmt::format("packing '{}': it is a pack already", source.string()),
                 "train_data_dir takes it as it is");
-  ImageFolder folder = list_image_folder(source, options.folder);
+  ImageFolder folder = list_pictures(source, options.folder);
+  std::optional<ParquetPictures> parquet;
+  if (folder.images.front().row >= 0) parquet.emplace(folder.images, options.folder);
   OutputFolder output(out, options.overwrite);
   PackReport report;
   report.left_out = std::move(folder.left_out);
@@ -292,7 +342,7 @@ PackReport pack_images(const fs::path& source, const fs::path& out, const PackOp
   report.num_longer_caption_files = folder.num_longer_caption_files;
   PackWriter writer(out, options.shard_bytes);
   try {
-    pack_in_order(folder.images, options, &writer, &report);
+    pack_in_order(folder.images, parquet ? &*parquet : nullptr, options, &writer, &report);
   } catch (...) {
     log::status("");
     throw;
@@ -301,7 +351,7 @@ PackReport pack_images(const fs::path& source, const fs::path& out, const PackOp
   if (writer.num_samples() == 0)
     throw Error(ErrorKind::bad_data, fmt::format("packing '{}': none of its {} pictures can be decoded, '{}' for one",
                                                  source.string(), folder.images.size(), report.left_out.back().reason));
-  const PackIndex index = writer.finish(to_string(folder.caption_source));
+  const PackIndex index = writer.finish(parquet ? "parquet" : "image_folder", to_string(folder.caption_source));
   output.keep();
   report.num_samples = index.num_samples;
   report.num_shards = static_cast<int64_t>(index.shards.size());

@@ -47,7 +47,7 @@ std::string to_json(const PackIndex& index) {
                                        {"num_samples", index.num_samples},
                                        {"num_captions", index.num_captions},
                                        {"image_bytes", index.image_bytes},
-                                       {"source", {{"kind", "image_folder"}, {"captions", index.captions}}},
+                                       {"source", {{"kind", index.kind}, {"captions", index.captions}}},
                                        {"shards", shards}};
   return json.dump(2) + "\n";
 }

@@ -21,7 +21,8 @@ struct PackShard {
 struct PackIndex {
   int64_t num_samples = 0, num_captions = 0;
   uint64_t image_bytes = 0;
-  std::string captions;  ///< where they came from: to_string(CaptionSource)
+  std::string kind = "image_folder";  ///< of the source: or "parquet"
+  std::string captions;               ///< where they came from: to_string(CaptionSource)
   std::vector<PackShard> shards;
 };
 

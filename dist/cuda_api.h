@@ -20,7 +20,4 @@ struct CudaApi {
 /// Raise the number behind the slash when this header changes.
 inline constexpr const char* kCudaApiVersion = LORASHARD_VERSION "/2";
 
-using CudaApiVersionFunction = const char* (*)();  // symbol lorashard_cuda_api_version
-using CudaApiFunction = const CudaApi* (*)();      // symbol lorashard_cuda_api
-
 }  // namespace lorashard

@@ -2,27 +2,16 @@
 
 #include <dlfcn.h>
 
-#include <string_view>
-
 #include "dist/agreement.h"
 #include "dist/cuda_api.h"
 #include "dist/error.h"
+#include "dist/late_library.h"
 
 namespace lorashard {
 namespace {
 
 constexpr const char* kLibraryName = "liblorashard_cuda.so";
 constexpr const char* kWheelsHint = "NVIDIA's libraries come with: .venv/bin/pip install -r requirements-cuda.txt";
-
-std::string last_dl_error() {
-  const char* text = dlerror();
-  return text == nullptr ? "unknown error" : text;
-}
-
-std::filesystem::path program_folder() {
-  std::error_code error;
-  return std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
-}
 
 }  // namespace
 
@@ -38,21 +27,11 @@ CudaLibrary::CudaLibrary(const std::filesystem::path& folder) : path_(folder / k
     hint_ = kWheelsHint;
     return;
   }
-  void* handle = dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    why_not_ = fmt::format("loading '{}': {}", path_.string(), last_dl_error());
-    hint_ = kWheelsHint;
-    return;
-  }
-  const auto version = reinterpret_cast<CudaApiVersionFunction>(dlsym(handle, "lorashard_cuda_api_version"));
-  const auto api = reinterpret_cast<CudaApiFunction>(dlsym(handle, "lorashard_cuda_api"));
-  if (version == nullptr || std::string_view(version()) != kCudaApiVersion || api == nullptr) {
-    why_not_ = fmt::format("loading '{}': expected version {}, found {}", path_.string(), kCudaApiVersion,
-                           version == nullptr ? "none" : version());
-    hint_ = "the program and its CUDA side must come from one build; build both again";
-    return;
-  }
-  api_ = api();
+  const LateLibrary library = load_late_library(path_, "lorashard_cuda", kCudaApiVersion);
+  why_not_ = library.why_not;
+  if (library.api == nullptr)
+    hint_ = library.other_build ? "the program and its CUDA side must come from one build; build both again" : kWheelsHint;
+  api_ = static_cast<const CudaApi*>(library.api);
 }
 
 CudaDevices CudaLibrary::devices() const {

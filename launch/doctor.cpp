@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "data/image_folder.h"
+#include "data/parquet_library.h"
 #include "dist/cuda_library.h"
 #include "dist/error.h"
 #include "dist/log.h"
@@ -90,6 +90,11 @@ void report_cuda(Report& report) {
   report.ok("CUDA", fmt::format("{}; {}", cuda.versions(), devices));
 }
 
+void report_parquet(Report& report) {
+  const ParquetLibrary& parquet = parquet_library();
+  report.ok("parquet", parquet.why_not().empty() ? parquet.version() : "can't be packed here: " + parquet.why_not());
+}
+
 void report_machine(Report& report, const Machine& machine, const World& world) {
   report.ok("program", fmt::format("lorashard {}, LibTorch {}", LORASHARD_VERSION, TORCH_VERSION));
   report.ok("processor", fmt::format("{}, {}, {} {}", machine.processor, machine.instruction_set, machine.cores,
@@ -106,6 +111,7 @@ void report_machine(Report& report, const Machine& machine, const World& world) 
     report.ok("MPI", fmt::format("{}, {}, {}", machine.mpi, place, machine.mpirun));
   }
   report_cuda(report);
+  report_parquet(report);
 }
 
 /// Takes the folder as a run would, and leaves it as it was.
@@ -145,7 +151,7 @@ std::string look_at_data(Findings& findings) {
   fs::path folder = source.folder;
   if (!is_packed(source)) {
     if (!is_pack(source.pack)) {
-      const ImageFolder pictures = list_image_folder(folder, source.options.folder);
+      const ImageFolder pictures = list_pictures(folder, source.options.folder);
       const int64_t count = static_cast<int64_t>(pictures.images.size()), limit = recipe.data.max_train_samples;
       findings.num_samples = limit > 0 ? std::min(count, limit) : count;
       return fmt::format("'{}': {} pictures, {} left out; packed at the first start, which decodes them all",

@@ -1,4 +1,4 @@
-// lorashard pack: an image folder to a pack of HDF5 shards, and what was left out of it and why.
+// lorashard pack: an image folder or parquet files to a pack of HDF5 shards, and what was left out of it and why.
 #include <algorithm>
 #include <iostream>
 #include <map>
@@ -24,11 +24,19 @@ constexpr const char* kFooter =
     "  txt_beside      a.txt beside a.png: its first line that isn't blank\n"
     "  none            no captions, as DreamBooth wants it\n"
     "  folder_names    the name of the folder a picture is in (only when asked for)\n"
+    "\n"
+    "A .parquet file, or a folder with *.parquet files in it or in its data/ (as Hugging Face has data sets), is packed from\n"
+    "their columns, unless pictures with captions lie in the folder too; --captions parquet insists on it. Of files that\n"
+    "begin with \"train\" alone these are taken. --image-column (there: image) is a column of pictures, a struct of bytes and\n"
+    "path or binary; --caption-column one of strings, or of lists of which one is drawn each time; --mask-column one of\n"
+    "pictures too.\n"
+    "\n"
     "File names in a table are relative to it. Pictures are kept as they are, byte for byte; each is decoded once to\n"
     "prove that it can be. The pack depends on the pictures, their names and captions and --shard-bytes alone.\n"
     "\n"
     "  lorashard pack pictures --out pack\n"
     "  lorashard pack pictures --out pack --caption-column additional_feature --on-bad-image skip\n"
+    "  lorashard pack pokemon-blip-captions --out pack\n"
     "  lorashard inspect pack --verify";
 
 constexpr size_t kShownPerReason = 20;
@@ -96,17 +104,17 @@ void add_pack_command(CLI::App& app) {
   PackOptions& options = arguments->options;
   CLI::App* command = app.add_subcommand("pack", "put captioned pictures into HDF5 shards, to train from");
   command->footer(kFooter);
-  command->add_option("source", arguments->source, "the folder of pictures")->required();
+  command->add_option("source", arguments->source, "the folder of pictures or parquet files, or a .parquet file")->required();
   command->add_option("--out", arguments->out, "the folder to make the pack in")->required();
   command->add_option("--captions", arguments->captions, "where captions come from (see below)")
-      ->check(CLI::IsMember({"auto", "metadata_jsonl", "metadata_csv", "txt_beside", "none", "folder_names"}))
+      ->check(CLI::IsMember({"auto", "metadata_jsonl", "metadata_csv", "txt_beside", "none", "folder_names", "parquet"}))
       ->capture_default_str();
-  command->add_option("--image-column", options.folder.image_column, "the table's column of file names")
+  command->add_option("--image-column", options.folder.image_column, "the table's column of file names; in parquet the column of pictures, by default image")
       ->capture_default_str();
   command->add_option("--caption-column", options.folder.caption_column, "the table's column of captions")
       ->capture_default_str();
   command->add_option("--mask-column", options.folder.mask_column,
-                      "the table's column of masks: pictures of the same size, white where the loss counts");
+                      "the table's column of masks, pictures of the same size, white where the loss counts");
   command->add_option("--weight-column", options.folder.weight_column, "the table's column of loss weights, from 0");
   command->add_option("--repeats-column", options.folder.repeats_column,
                       "the table's column of how often an epoch has a picture");

@@ -8,14 +8,16 @@
 #include <sstream>
 #include <string_view>
 
-#include "data/image_folder.h"
 #include "data/image_write.h"
+#include "data/pack.h"
+#include "data/parquet_source.h"
 #include "dist/agreement.h"
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
 #include "dist/sha256.h"
 #include "dist/shared_work.h"
+#include "trainer/first_use_pack.h"
 #include "trainer/picture_maker.h"
 
 namespace lorashard {
@@ -30,13 +32,11 @@ std::string fingerprint_of(const TextToImageOptions& options, const StableDiffus
 }
 
 /// Names of the pictures in `folder` and below it, as packing finds them.
-std::vector<std::string> pictures_in(const std::filesystem::path& folder) {
+std::vector<std::string> pictures_in(const std::filesystem::path& folder, const ImageFolderOptions& options) {
   std::vector<std::string> names;
   if (!std::filesystem::exists(folder)) return names;
-  ImageFolderOptions options;
-  options.captions = CaptionSource::none;
   try {
-    for (const SourceImage& image : list_image_folder(folder, options).images) names.push_back(image.file_name);
+    for (const SourceImage& image : list_pictures(folder, options).images) names.push_back(image.file_name);
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::usage) throw;  // no picture in it, but perhaps what a killed run was writing
   }
@@ -68,7 +68,8 @@ ClassPicturePlan plan_class_pictures(const Recipe& recipe, const StableDiffusion
   plan.fingerprint = fingerprint_of(plan.options, base, base_hash);
   const std::string ours = fmt::format("class-{}-", plan.fingerprint);
   std::set<std::string> made;
-  for (const std::string& name : pictures_in(plan.folder)) {
+  const ImageFolderOptions listing = class_pictures(recipe).options.folder;
+  for (const std::string& name : pictures_in(plan.folder, listing)) {
     if (name.starts_with(ours))
       made.insert(name);
     else
@@ -80,6 +81,11 @@ ClassPicturePlan plan_class_pictures(const Recipe& recipe, const StableDiffusion
     else
       plan.missing.push_back(number);
   }
+  if (!plan.missing.empty() && is_parquet_source(plan.folder, listing))
+    throw Error(ErrorKind::usage,
+                fmt::format("looking at the class pictures: 'dreambooth.class_data_dir' = '{}': expected {} pictures in its parquet files, found {}",
+                            plan.folder.string(), recipe.dreambooth.num_class_images, plan.num_given),
+                "lower dreambooth.num_class_images; what is missing is only made in a folder of pictures");
   return plan;
 }
 
@@ -87,7 +93,8 @@ void make_class_pictures(Communicator& communicator, const Recipe& recipe, const
                          const std::string& base_hash) {
   ClassPicturePlan plan;
   run_agreed(communicator, "looking at the class pictures", [&] {
-    if (communicator.world().rank == 0) std::filesystem::create_directories(recipe.dreambooth.class_data_dir);
+    if (communicator.world().rank == 0 && !std::filesystem::exists(recipe.dreambooth.class_data_dir))
+      std::filesystem::create_directories(recipe.dreambooth.class_data_dir);
     plan = plan_class_pictures(recipe, base, base_hash);
   });
   plan.missing = numbers_of(communicator.all_gather(fmt::format("{}", fmt::join(plan.missing, " ")))[0]);

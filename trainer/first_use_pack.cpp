@@ -1,5 +1,6 @@
 #include "trainer/first_use_pack.h"
 
+#include "data/parquet_source.h"
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
@@ -46,16 +47,18 @@ PictureSource class_pictures(const Recipe& recipe) {
                        .folder = recipe.dreambooth.class_data_dir,
                        .pack = std::filesystem::path(recipe.output_dir) / "class-pack",
                        .options = pack_options(recipe)};
-  source.options.folder.captions = CaptionSource::none;
+  ImageFolderOptions& folder = source.options.folder;
+  folder.captions = CaptionSource::none;
+  folder.mask_column = folder.weight_column = folder.repeats_column = "";  // of the instances' columns class pictures have none
   source.options.max_samples = recipe.dreambooth.num_class_images;
   return source;
 }
 
 bool is_packed(const PictureSource& source) {
-  if (!std::filesystem::is_directory(source.folder)) {
+  if (!std::filesystem::is_directory(source.folder) && !is_parquet_source(source.folder, source.options.folder)) {
     throw Error(ErrorKind::usage,
                 fmt::format("opening the training data: '{}' = '{}' is no folder", source.key, source.folder.string()),
-                "give a folder of pictures, or one made by: lorashard pack SOURCE --out DIR");
+                "give a folder of pictures, a folder of parquet files or one .parquet file, or a pack made by: lorashard pack SOURCE --out DIR");
   }
   return is_pack(source.folder);
 }
@@ -75,7 +78,7 @@ void pack_on_first_use(const PictureSource& source) {
               source.pack.string(), source.folder.string());
     return;
   }
-  log::info("'{}' is a folder of pictures: packing it into '{}'", source.folder.string(), source.pack.string());
+  log::info("'{}' is no pack: packing its pictures into '{}'", source.folder.string(), source.pack.string());
   write_durably(remembered, origin);
   pack_images(source.folder, source.pack, source.options);
 }

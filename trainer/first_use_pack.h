@@ -11,7 +11,7 @@ namespace lorashard {
 
 struct PictureSource {
   std::string key;               ///< of the recipe: "data.train_data_dir"
-  std::filesystem::path folder;  ///< what the recipe names: a pack or a folder of pictures
+  std::filesystem::path folder;  ///< what the recipe names: a pack, a folder of pictures or parquet files, or a parquet file
   std::filesystem::path pack;    ///< where the pack of a plain folder lies, whether or not it is there yet
   PackOptions options;           ///< how it is packed
 };

@@ -9,7 +9,7 @@
 
 LORASHARD_EXPORT const char* lorashard_cuda_api_version() { return lorashard::kCudaApiVersion; }
 
-LORASHARD_EXPORT const lorashard::CudaApi* lorashard_cuda_api() {
+LORASHARD_EXPORT const void* lorashard_cuda_api() {
   static constexpr lorashard::CudaApi kApi = {.devices = lorashard::cuda_devices,
                                               .versions = lorashard::cuda_versions,
                                               .make_nccl_communicator = lorashard::make_nccl_communicator,

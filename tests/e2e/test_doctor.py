@@ -35,10 +35,11 @@ def examine(path, *options, code=0):
 def test_without_a_recipe_it_describes_the_machine():
     report = json.loads(lorashard("doctor", "--json").stdout)
     lines = {line["check"]: line["message"] for line in report["checks"]}
-    assert list(lines) == ["program", "processor", "memory", "MPI", "CUDA"]
+    assert list(lines) == ["program", "processor", "memory", "MPI", "CUDA", "parquet"]
     assert lorashard("--version").stdout.strip() in lines["program"] and "LibTorch 2.11.0" in lines["program"]
     cores = len(os.sched_getaffinity(0))
     assert f", {cores} core" in lines["processor"]
+    assert lines["parquet"].startswith("Arrow ")
     assert "Open MPI v" in lines["MPI"] and "one process" in lines["MPI"]
 
 
