@@ -35,8 +35,8 @@ struct PackReport {
   int64_t num_other_files = 0, num_longer_caption_files = 0;  ///< as in ImageFolder
 };
 
-/// What pack_images() would pack of `source`, a folder of pictures or parquet files (data/parquet_source.h). Throws as list_image_folder() and
-/// list_parquet() do.
+/// What pack_images() would pack of `source`, a folder of pictures or parquet files (data/parquet_source.h). Throws as
+/// list_image_folder() and list_parquet() do.
 ImageFolder list_pictures(const std::filesystem::path& source, const ImageFolderOptions& options);
 
 /// Packs the pictures of `source` into `out` (made; must be empty or absent, or hold what an interrupted pack_images

@@ -62,7 +62,7 @@ EncodedPicture take_picture(const SourceImage& source, ParquetPicture row) {
   if (!row.image || row.image->empty())
     throw Error(ErrorKind::bad_data, fmt::format("reading '{}': expected a picture, found null", name_of(source)),
                 "the bytes of a picture must be in the parquet file: a path beside them is not followed");
-  EncodedPicture picture{.image = std::move(*row.image), .mask = row.mask.value_or(std::vector<uint8_t>())};
+  EncodedPicture picture{.image = std::move(*row.image), .mask = row.mask ? std::move(*row.mask) : std::vector<uint8_t>()};
   for (const std::vector<uint8_t>* bytes : {&picture.image, &picture.mask})
     if (bytes->size() > kMaxPictureFileBytes)
       throw Error(ErrorKind::bad_data, fmt::format("reading '{}': expected at most {} bytes, found {}", name_of(source),

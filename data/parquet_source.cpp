@@ -1,7 +1,6 @@
 #include "data/parquet_source.h"
 
 #include <algorithm>
-#include <array>
 #include <cctype>
 #include <iterator>
 #include <string_view>
@@ -113,7 +112,8 @@ class RowTaker {
 
   void check_text(const std::string& text, const std::string& column, const ParquetRow& row) const {
     if (text.find('\0') != std::string::npos) broken(row, column, "found a zero byte in the text");
-    if (text.size() > kMaxTextBytes) broken(row, column, fmt::format("expected at most {} bytes of text, found {}", kMaxTextBytes, text.size()));
+    if (text.size() > kMaxTextBytes)
+      broken(row, column, fmt::format("expected at most {} bytes of text, found {}", kMaxTextBytes, text.size()));
   }
 
   void check_number(const std::string& wrong, const std::string& column, const ParquetRow& row) const {

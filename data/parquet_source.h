@@ -11,6 +11,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "data/image_folder.h"
@@ -23,8 +25,8 @@ namespace lorashard {
 bool is_parquet_source(const std::filesystem::path& source, const ImageFolderOptions& options);
 
 /// Reads everything but the pictures. Rows with an empty caption are left out as those of a table are. Throws Error(usage) when there
-/// is no file or row to take, what ParquetLibrary::open() and ParquetReader::next() throw, and Error(bad_data) with file, row group, row
-/// and column for a caption that is null (unless options.allow_missing_captions) or holds a zero byte, and for weights and repeats out of range.
+/// is no file or row to take, what ParquetLibrary::open() and ParquetReader::next() throw, and Error(bad_data) with file, row group, row and
+/// column for a caption that is null (unless options.allow_missing_captions) or holds a zero byte, and for weights and repeats out of range.
 ImageFolder list_parquet(const std::filesystem::path& source, const ImageFolderOptions& options);
 
 struct ParquetPicture {

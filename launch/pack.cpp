@@ -109,7 +109,8 @@ void add_pack_command(CLI::App& app) {
   command->add_option("--captions", arguments->captions, "where captions come from (see below)")
       ->check(CLI::IsMember({"auto", "metadata_jsonl", "metadata_csv", "txt_beside", "none", "folder_names", "parquet"}))
       ->capture_default_str();
-  command->add_option("--image-column", options.folder.image_column, "the table's column of file names; in parquet the column of pictures, by default image")
+  command->add_option("--image-column", options.folder.image_column,
+                      "the table's column of file names; in parquet the column of pictures, by default image")
       ->capture_default_str();
   command->add_option("--caption-column", options.folder.caption_column, "the table's column of captions")
       ->capture_default_str();

@@ -83,7 +83,8 @@ ClassPicturePlan plan_class_pictures(const Recipe& recipe, const StableDiffusion
   }
   if (!plan.missing.empty() && is_parquet_source(plan.folder, listing))
     throw Error(ErrorKind::usage,
-                fmt::format("looking at the class pictures: 'dreambooth.class_data_dir' = '{}': expected {} pictures in its parquet files, found {}",
+                fmt::format("looking at the class pictures: 'dreambooth.class_data_dir' = '{}': expected {} pictures in its parquet "
+                            "files, found {}",
                             plan.folder.string(), recipe.dreambooth.num_class_images, plan.num_given),
                 "lower dreambooth.num_class_images; what is missing is only made in a folder of pictures");
   return plan;

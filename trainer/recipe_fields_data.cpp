@@ -5,8 +5,8 @@ namespace lorashard {
 
 void add_data_fields(Fields& f, Recipe& r) {
   f.push_back({"data", "train_data_dir", &r.data.train_data_dir, anything(), kFree,
-               "A pack made by `lorashard pack`, or what that takes, which is packed on first use: an image folder, a folder of parquet files, a "
-               ".parquet file. Its content, not its path, is part of the run's identity. Required, but not with task = \"dreambooth\"."});
+               "A pack made by `lorashard pack`, or what that takes, which is packed on first use: an image folder, a folder of parquet "
+               "files, a .parquet file. Its content, not its path, is part of the run's identity. Required, but not with task = \"dreambooth\"."});
   f.push_back({"data", "resolution", &r.data.resolution, multiple_of(8, 16384), kIdentity,
                "Side of the square training pictures in pixels."});
   f.push_back(
@@ -21,14 +21,14 @@ void add_data_fields(Fields& f, Recipe& r) {
   f.push_back({"data", "dataloader_num_workers", &r.data.dataloader_num_workers, between(0, 1024), kFree,
                "Threads of each rank that prepare batches ahead. 0: none, batches are made between steps."});
   f.push_back({"data", "image_column", &r.data.image_column, not_empty(), kFree,
-               "Field of metadata.jsonl or metadata.csv that names the picture, when an image folder is packed. Of parquet files the column of "
-               "pictures, where the default means \"image\"."});
+               "Field of metadata.jsonl or metadata.csv that names the picture, when an image folder is packed. Of parquet files the "
+               "column of pictures, where the default means \"image\"."});
   f.push_back({"data", "caption_column", &r.data.caption_column, not_empty(), kFree,
-               "Field of metadata.jsonl or metadata.csv that holds the caption, when an image folder is packed, or column of parquet files. In JSON "
-               "and parquet it may be a list of captions, of which one is drawn each time."});
+               "Field of metadata.jsonl or metadata.csv that holds the caption, when an image folder is packed, or column of parquet "
+               "files. In JSON and parquet it may be a list of captions, of which one is drawn each time."});
   f.push_back({"data", "mask_column", &r.data.mask_column, anything(), kFree,
-               "Field of these that names a mask as large as the picture, when an image folder is packed; in parquet files it holds the mask. "
-               "Empty: none."});
+               "Field of these that names a mask as large as the picture, when an image folder is packed; in parquet files it holds the "
+               "mask. Empty: none."});
   f.push_back({"data", "weight_column", &r.data.weight_column, anything(), kFree,
                "Field of these with a factor of the picture's loss, when an image folder is packed. Empty: none."});
   f.push_back({"data", "repeats_column", &r.data.repeats_column, anything(), kFree,

@@ -6,8 +6,8 @@ namespace lorashard {
 void add_dreambooth_fields(Fields& f, Recipe& r) {
   Recipe::DreamBooth& d = r.dreambooth;
   f.push_back({"dreambooth", "instance_data_dir", &d.instance_data_dir, anything(), kFree,
-               "Pictures of the subject: a folder of pictures or parquet files, or a .parquet file, which is packed on first use, or a pack. Its "
-               "content, not its path, is part of the run's identity. Required with task = \"dreambooth\", which doesn't read "
+               "Pictures of the subject: a folder of pictures or parquet files, or a .parquet file, which is packed on first use, or a "
+               "pack. Its content, not its path, is part of the run's identity. Required with task = \"dreambooth\", which doesn't read "
                "data.train_data_dir."});
   f.push_back({"dreambooth", "instance_prompt", &d.instance_prompt, anything(), kIdentity,
                "The caption of every instance picture, with the word that shall mean the subject: \"a photo of sks dog\". "
@@ -19,8 +19,8 @@ void add_dreambooth_fields(Fields& f, Recipe& r) {
                "Train a class picture beside each instance picture, so that the class stays what it was. Batch sizes "
                "and epochs count instance pictures."});
   f.push_back({"dreambooth", "class_data_dir", &d.class_data_dir, anything(), kFree,
-               "Pictures of the class: a folder of pictures or parquet files, or a pack. What a folder of pictures lacks of num_class_images is made first with the base "
-               "model, shared by all ranks, and kept there. Its content is part of the run's identity. Required with prior "
+               "Pictures of the class: a folder of pictures or parquet files, or a pack. What a folder of pictures lacks of "
+               "num_class_images is made first with the base model, shared by all ranks, and kept there. Its content is part of the run's identity. Required with prior "
                "preservation."});
   f.push_back({"dreambooth", "class_prompt", &d.class_prompt, anything(), kIdentity,
                "The caption of every class picture: \"a photo of dog\". Required with prior preservation."});

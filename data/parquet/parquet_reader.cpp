@@ -22,7 +22,9 @@ namespace fs = std::filesystem;
 using arrow::Array, arrow::DataType, arrow::Type;
 
 constexpr int64_t kBatchRows = 32;
-constexpr int64_t kMaxMemory = int64_t{4} << 30;  // a page of 2 GiB, the format's limit, and the batch copied out of it
+// What may be allocated: a page of 2 GiB, the format's limit, and the batch copied out of it; less for a small file, whose pages can
+// claim as much when it is damaged.
+constexpr int64_t kMaxMemory = int64_t{4} << 30, kAlwaysMemory = int64_t{512} << 20, kMemoryPerByte = 64;
 constexpr size_t kShownNames = 50, kShownType = 200;
 // A footer can claim any number of rows; no picture is smaller than this many bytes.
 constexpr int64_t kAlwaysRows = 1'000'000, kMinPictureBytes = 32;
@@ -107,6 +109,12 @@ std::optional<std::vector<uint8_t>> copy_of(std::optional<std::string_view> byte
   return std::vector<uint8_t>(bytes->begin(), bytes->end());
 }
 
+int64_t max_memory(const fs::path& path) {
+  std::error_code error;  // opening the file says it
+  const uintmax_t bytes = fs::file_size(path, error);
+  return error ? kAlwaysMemory : std::min<int64_t>(kMaxMemory, kAlwaysMemory + kMemoryPerByte * std::min<int64_t>(bytes, kMaxMemory));
+}
+
 using Field = parquet::arrow::SchemaField;
 
 const Field* child_of(const Field& field, const std::string& name) {
@@ -119,7 +127,7 @@ const Field* child_of(const Field& field, const std::string& name) {
 class ArrowParquetReader : public ParquetReader {
  public:
   ArrowParquetReader(const fs::path& path, const MetadataColumns& columns, ParquetPart part)
-      : path_(path), columns_(columns), part_(part), pool_(arrow::system_memory_pool(), kMaxMemory) {
+      : path_(path), columns_(columns), part_(part), pool_(arrow::system_memory_pool(), max_memory(path)) {
     guard([&] {
       open_file();
       choose_columns();
@@ -306,7 +314,10 @@ class ArrowParquetReader : public ParquetReader {
     const ListElement list = list_at(*array, at_);
     for (int64_t i = list.begin; i < list.end; ++i) {
       const std::optional<std::string_view> text = bytes_at(list.values, i);
-      if (!text) broken(fmt::format("row {}: the column '{}': expected texts, found null among them", row_, columns_.caption), "");
+      if (!text)
+        throw Error(ErrorKind::bad_data,
+                    fmt::format("reading '{}', row group {}, row {}: the column '{}': expected texts, found null among them",
+                                path_.string(), row_group_, row_, columns_.caption));
       captions.emplace_back(*text);
     }
     return captions;

@@ -96,6 +96,14 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_named(node):
     assert ("no NVIDIA driver" if HAS_CUDA else "liblorashard_cuda.so") in said
 
 
+def test_parquet_is_for_machines_with_arrow(node):
+    os.makedirs(node.root + "/tmp", exist_ok=True)
+    shutil.copy(__file__, node.root + "/tmp/pictures.parquet")
+    said = node.run(PROGRAM, "pack", "/tmp/pictures.parquet", "--out", "/tmp/pictures-pack", code=2).stderr
+    assert "/tmp/pictures.parquet" in said and "liblorashard_parquet.so" in said and "hint: " in said
+    assert "liblorashard_parquet.so" in checks(node.run(PROGRAM, "doctor", "--json"))["parquet"]["message"]
+
+
 def test_without_pytorch_it_says_what_to_install(node):
     said = node.run("/usr/bin/env", "LORASHARD_TORCH=/nowhere", PROGRAM, "doctor", code=2).stderr
     assert "/nowhere" in said and "torch==2.11.0" in said

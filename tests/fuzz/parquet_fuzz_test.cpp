@@ -42,7 +42,7 @@ class FuzzParquet : public testing::Test {
     return files;
   }
 
-  /// Reads everything of a file as packing does; an Error(bad_data) naming it says no, and Error(usage) that a column has another name now.
+  /// Reads everything of a file as packing does; an Error(bad_data) naming it says no, Error(usage) that a column has another name now.
   void read(const std::string& bytes) {
     const fs::path path = folder_ / "birds.parquet";
     write_quickly(path, bytes);
@@ -76,7 +76,7 @@ TEST_F(FuzzParquet, DamagedFilesAreReadOrRefused) {
   ASSERT_EQ(outcomes_.read, std::ssize(files)) << "whole files";
   const int trials = fuzz_count(900, 30'000);
   std::mt19937_64 random(2026);
-  const std::string tokens[] = {std::string(4, '\0'), std::string(4, '\xff'), std::string("\xff\xff\xff\x7f", 4), "\x15\x80\x80\x80\x10", "PAR1"};
+  const std::string tokens[] = {std::string(4, '\0'), std::string(4, '\xff'), "\xff\xff\xff\x7f", "\x15\x80\x80\x80\x10", "PAR1"};
   const int64_t before = start_watching_memory();
   for (int i = 0; i < trials; ++i) {
     const std::string& file = files[static_cast<size_t>(i) % files.size()];
@@ -105,7 +105,7 @@ TEST_F(FuzzParquet, DamagedFilesAreReadOrRefused) {
   std::printf("parquet: %d damaged files out of %zu: %d read, %d refused, %d with another column; at most %ld MB more memory\n", trials,
               files.size(), outcomes_.read - static_cast<int>(files.size()), outcomes_.refused, outcomes_.other_columns, growth);
   EXPECT_GT(outcomes_.refused, trials / 3);
-  EXPECT_LT(growth, 500);
+  EXPECT_LT(growth, 800) << "of a small file a page may take 512 MiB";
 }
 
 }  // namespace
