@@ -91,6 +91,7 @@ void print_json(const Options& options, const std::vector<PictureJob>& jobs, con
                     {"seed", o.seed},
                     {"scheduler", o.scheduler},
                     {"use_karras_sigmas", o.use_karras_sigmas},
+                    {"clip_skip", o.clip_skip},
                     {"num_inference_steps", o.num_inference_steps},
                     {"guidance_scale", o.guidance_scale},
                     {"height", o.height},
@@ -154,6 +155,9 @@ void add_generate_command(CLI::App& app) {
   command->add_option("--guidance-scale", picture.guidance_scale, "classifier-free guidance; 1 or less: none [7.5]");
   command->add_option("--scheduler", picture.scheduler, "dpmsolver++, ddim, euler or pndm [dpmsolver++]");
   command->add_flag("--karras", picture.use_karras_sigmas, "Karras' noise levels (dpmsolver++, euler)");
+  command->add_option("--clip-skip", picture.clip_skip,
+                      "leave out this many of the text encoders' last layers for the prompt, as diffusers counts: the web UIs' 2 is 1 [0]")
+      ->check(CLI::Range(0, 1000));
   command->add_option("--seed", picture.seed, "seed of the noise [0]");
   command->add_option("--height", picture.height, "pixels [what the base was made for]")->check(CLI::NonNegativeNumber);
   command->add_option("--width", picture.width, "pixels [what the base was made for]")->check(CLI::NonNegativeNumber);

@@ -129,17 +129,19 @@ class CLIPTextTransformer : public torch::nn::Module {
         register_module("final_layer_norm", std::make_shared<LayerNorm>(config.hidden_size, config.layer_norm_eps));
   }
 
-  /// last_hidden_state and penultimate_hidden_state; `pooled` is left to the caller.
-  CLIPTextOutput forward(const at::Tensor& input_ids) const {
+  /// `pooled` is the last layer's states at every position, [B, L, hidden_size]: the caller picks one.
+  CLIPTextOutput forward(const at::Tensor& input_ids, int64_t clip_skip) const {
     CLIPTextOutput out;
     at::Tensor hidden_states = embeddings_->forward(input_ids);
+    auto layers_left = static_cast<int64_t>(encoder_->layers->size());
     for (const auto& layer : *encoder_->layers) {
-      out.penultimate_hidden_state = hidden_states;
+      if (layers_left-- == clip_skip + 1) out.penultimate_hidden_state = hidden_states;
       hidden_states = gradient_checkpointing
                           ? checkpointed({hidden_states}, [&layer = *layer](const auto& in) { return layer.forward(in[0]); })
                           : layer->forward(hidden_states);
+      if (layers_left == clip_skip) out.last_hidden_state = final_layer_norm_->forward(hidden_states);
     }
-    out.last_hidden_state = final_layer_norm_->forward(hidden_states);
+    out.pooled = clip_skip == 0 ? out.last_hidden_state : final_layer_norm_->forward(hidden_states);
     return out;
   }
 
@@ -162,14 +164,16 @@ CLIPTextModel::CLIPTextModel(const CLIPTextConfig& config) : config_(config) {
 
 void CLIPTextModel::enable_gradient_checkpointing() { text_model_->gradient_checkpointing = true; }
 
-CLIPTextOutput CLIPTextModel::forward(const at::Tensor& input_ids) const {
+CLIPTextOutput CLIPTextModel::forward(const at::Tensor& input_ids, int64_t clip_skip) const {
   LORASHARD_CHECK(input_ids.dim() == 2 && input_ids.size(1) <= config_.max_position_embeddings,
                   "text encoder: {} input ids for {} positions", input_ids.size(-1), config_.max_position_embeddings);
-  CLIPTextOutput out = text_model_->forward(input_ids);
+  LORASHARD_CHECK(clip_skip >= 0 && clip_skip < config_.num_hidden_layers, "text encoder: clip_skip {} of {} layers", clip_skip,
+                  config_.num_hidden_layers);
+  CLIPTextOutput out = text_model_->forward(input_ids, clip_skip);
   // Configs from before transformers' correction say eos_token_id 2, and mean the highest id, which is <|endoftext|>.
   const at::Tensor eos =
       config_.eos_token_id == 2 ? input_ids.argmax(-1) : (input_ids == config_.eos_token_id).to(at::kInt).argmax(-1);
-  out.pooled = out.last_hidden_state.index({at::arange(input_ids.size(0), input_ids.options()), eos});
+  out.pooled = out.pooled.index({at::arange(input_ids.size(0), input_ids.options()), eos});
   if (text_projection_) out.pooled = text_projection_->forward(out.pooled);
   return out;
 }

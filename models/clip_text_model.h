@@ -15,17 +15,18 @@ namespace lorashard {
 class CLIPTextTransformer;
 
 struct CLIPTextOutput {
-  at::Tensor last_hidden_state;            ///< [B, L, hidden_size], after the final layer norm (what SD 1.x and 2.x use)
-  at::Tensor penultimate_hidden_state;     ///< [B, L, hidden_size], before the last layer's output (what SDXL uses)
-  at::Tensor pooled;                       ///< [B, hidden_size], or [B, projection_dim] with projection
+  at::Tensor last_hidden_state;         ///< [B, L, hidden_size], after the last layer used and the final layer norm (what SD 1.x and 2.x use)
+  at::Tensor penultimate_hidden_state;  ///< [B, L, hidden_size], before the last layer used (what SDXL uses)
+  at::Tensor pooled;                    ///< [B, hidden_size], or [B, projection_dim] with projection; always of the last layer
 };
 
 /// Parameter names are those of transformers' older files: "text_model.encoder.layers.0.self_attn.q_proj.weight", ….
 class CLIPTextModel : public torch::nn::Module {
  public:
   explicit CLIPTextModel(const CLIPTextConfig& config);
-  /// `input_ids` int64 [B, L], L <= max_position_embeddings.
-  CLIPTextOutput forward(const at::Tensor& input_ids) const;
+  /// `input_ids` int64 [B, L], L <= max_position_embeddings. The hidden states are those without the last `clip_skip` layers, as
+  /// encode_prompt(clip_skip) of diffusers' pipelines has them; less than num_hidden_layers.
+  CLIPTextOutput forward(const at::Tensor& input_ids, int64_t clip_skip = 0) const;
   /// Keeps only the layers' inputs for backward (models/checkpointed.h).
   void enable_gradient_checkpointing();
   const CLIPTextConfig& config() const { return config_; }

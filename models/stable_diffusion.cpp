@@ -118,6 +118,16 @@ BaseParts read_parts(const fs::path& path, const StableDiffusionOptions& options
 
 }  // namespace
 
+void require_clip_skip(const StableDiffusion& base, int64_t clip_skip) {
+  int64_t layers = base.text_encoder->config().num_hidden_layers;
+  if (base.is_sdxl()) layers = std::min(layers, base.text_encoder_2->config().num_hidden_layers);
+  if (clip_skip >= 0 && clip_skip < layers) return;
+  throw Error(ErrorKind::usage,
+              fmt::format("reading the text encoder of base model '{}': clip_skip is {}, expected 0 to {}: it has {} layers",
+                          base.folder.string(), clip_skip, layers - 1, layers),
+              "clip_skip counts the layers that are left out, as diffusers does: kohya's and the web UIs' \"2\" is 1 here");
+}
+
 StableDiffusion load_stable_diffusion(const fs::path& path, const StableDiffusionOptions& options) {
   const BaseParts parts = read_parts(path, options);
   BaseConfigs configs = parts.configs;
@@ -151,6 +161,8 @@ StableDiffusion load_stable_diffusion(const fs::path& path, const StableDiffusio
     base.tokenizer_2 = make_tokenizer(parts.tokenizer_2);
     base.text_encoder_2 = text_encoder(*configs.text_encoder_2, parts.text_encoder_2);
   }
+  base.clip_skip = options.clip_skip;
+  require_clip_skip(base, base.clip_skip);
   base.vae = std::make_shared<AutoencoderKL>(configs.vae);
   load_state_dict(*base.vae, parts.vae.state, parts.vae.source, base.vae_dtype, {}, options.device);
   base.unet = std::make_shared<UNet2DConditionModel>(configs.unet);

@@ -31,6 +31,7 @@ struct StableDiffusion {
   /// Of the VAE's: fp32 where its config says force_upcast and the base is SDXL's or fp16, else `dtype`.
   at::ScalarType vae_dtype = at::kFloat;
   at::Device device = at::kCPU;           ///< of all weights
+  int64_t clip_skip = 0;                  ///< of the captions in training: this many last layers of the text encoders aren't used
 
   bool is_sdxl() const { return text_encoder_2 != nullptr; }
 
@@ -46,8 +47,12 @@ struct StableDiffusionOptions {
   std::string prediction_type = {};            ///< overrides the scheduler's; empty: the base's own
   at::ScalarType dtype = at::kFloat;      ///< of the frozen weights
   at::Device device = at::kCPU;           ///< to load them to
+  int64_t clip_skip = 0;                  ///< as in StableDiffusion; less than the text encoders have layers
   bool rescale_betas_zero_snr = false;    ///< the noise schedule ends in pure noise, whatever the base's scheduler says
 };
+
+/// Throws Error(usage) unless each text encoder has more than `clip_skip` layers.
+void require_clip_skip(const StableDiffusion& base, int64_t clip_skip);
 
 /// `path`: a folder or a single file. Throws Error(usage) naming a folder or file that isn't there, Error(bad_data) for one that is wrong.
 StableDiffusion load_stable_diffusion(const std::filesystem::path& path, const StableDiffusionOptions& options = {});

@@ -47,11 +47,11 @@ struct PromptEmbeds {
 };
 
 /// Of one text, rows = 1, without time_ids. One text a call, as in training: kernels choose by the batch's shape.
-PromptEmbeds encode_text(const StableDiffusion& base, const std::string& text) {
+PromptEmbeds encode_text(const StableDiffusion& base, const std::string& text, int64_t clip_skip) {
   const at::Device device = device_of(base);
-  const CLIPTextOutput first = base.text_encoder->forward((*base.tokenizer)({text}).to(device));
+  const CLIPTextOutput first = base.text_encoder->forward((*base.tokenizer)({text}).to(device), clip_skip);
   if (!base.is_sdxl()) return {first.last_hidden_state.to(base.dtype), {}};
-  const CLIPTextOutput second = base.text_encoder_2->forward((*base.tokenizer_2)({text}).to(device));
+  const CLIPTextOutput second = base.text_encoder_2->forward((*base.tokenizer_2)({text}).to(device), clip_skip);
   return {at::cat({first.penultimate_hidden_state, second.penultimate_hidden_state}, -1).to(base.dtype),
           {.text_embeds = second.pooled.to(base.dtype), .time_ids = {}}};
 }
@@ -67,14 +67,14 @@ bool forces_zeros(const StableDiffusion& base) {
 }
 
 PromptEmbeds encode_prompt(const StableDiffusion& base, const TextToImageOptions& options, bool with_guidance) {
-  PromptEmbeds embeds = encode_text(base, options.prompt);
+  PromptEmbeds embeds = encode_text(base, options.prompt, options.clip_skip);
   if (with_guidance) {
     PromptEmbeds negative;
     if (options.negative_prompt.empty() && forces_zeros(base)) {
       negative = {at::zeros_like(embeds.hidden_states),
                   {.text_embeds = at::zeros_like(embeds.added.text_embeds), .time_ids = {}}};
     } else {
-      negative = encode_text(base, options.negative_prompt);
+      negative = encode_text(base, options.negative_prompt, /*clip_skip=*/0);
     }
     embeds.hidden_states = at::cat({negative.hidden_states, embeds.hidden_states});
     if (base.is_sdxl()) embeds.added.text_embeds = at::cat({negative.added.text_embeds, embeds.added.text_embeds});
@@ -121,6 +121,7 @@ TextToImageOptions checked_options(const StableDiffusion& base, TextToImageOptio
   if (options.width == 0) options.width = usual;
   require_side(base, "height", options.height);
   require_side(base, "width", options.width);
+  require_clip_skip(base, options.clip_skip);
   scheduler_of(base, options);
   return options;
 }

@@ -22,6 +22,7 @@ struct TextToImageOptions {
   double guidance_scale = 7.5;            ///< 1 or less: no guidance, and negative_prompt has no meaning
   std::string scheduler = "dpmsolver++";  ///< models/sampling_scheduler.h
   bool use_karras_sigmas = false;
+  int64_t clip_skip = 0;  ///< last layers of the text encoders that aren't used; of the prompt alone, as the pipelines have it
   uint64_t seed = 0;
 };
 
@@ -29,7 +30,7 @@ struct TextToImageOptions {
 using SamplingProgress = std::function<bool(int64_t done, int64_t calls)>;
 
 /// Height and width filled in. Throws Error(usage) for what no picture can be made with: sizes the UNet can't have, an
-/// unknown scheduler, steps beyond its timesteps; Error(bad_data) for a scheduler_config.json this can't follow.
+/// unknown scheduler, steps beyond its timesteps, more layers skipped than there are; Error(bad_data) for a scheduler_config.json this can't follow.
 TextToImageOptions checked_options(const StableDiffusion& base, TextToImageOptions options);
 
 /// Picture `number` of `options.seed`: uint8 [height, width, 3], RGB, on the CPU. Throws as checked_options(), and

@@ -25,9 +25,10 @@ namespace {
 
 /// All that the pixels of a picture depend on but its number, one a line.
 std::string fingerprint_of(const TextToImageOptions& options, const StableDiffusion& base, const std::string& base_hash) {
-  const std::string all = fmt::format("base {}\ntype {}\nprompt {}\nseed {}\nsize {}x{}\nsteps {}\nguidance {}\nscheduler {}\n",
-                                      base_hash, toString(base.dtype), options.prompt, options.seed, options.width,
-                                      options.height, options.num_inference_steps, options.guidance_scale, options.scheduler);
+  std::string all = fmt::format("base {}\ntype {}\nprompt {}\nseed {}\nsize {}x{}\nsteps {}\nguidance {}\nscheduler {}\n",
+                                base_hash, toString(base.dtype), options.prompt, options.seed, options.width, options.height,
+                                options.num_inference_steps, options.guidance_scale, options.scheduler);
+  if (options.clip_skip > 0) all += fmt::format("clip_skip {}\n", options.clip_skip);
   return sha256(all).substr(0, 12);
 }
 
@@ -51,6 +52,7 @@ std::vector<int64_t> numbers_of(const std::string& text) {
 TextToImageOptions class_picture_options(const Recipe& recipe) {
   TextToImageOptions options;
   options.prompt = recipe.dreambooth.class_prompt;
+  options.clip_skip = recipe.model.clip_skip;
   options.seed = static_cast<uint64_t>(recipe.seed);
   return options;
 }

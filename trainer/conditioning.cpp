@@ -48,17 +48,17 @@ at::Tensor encode_moments(const StableDiffusion& base, const at::Tensor& pixel_v
 TextEmbedding encode_text(const StableDiffusion& base, const at::Tensor& input_ids, const at::Tensor& input_ids_2, bool one_by_one) {
   if (!base.is_sdxl()) {
     return {map_rows(input_ids, one_by_one,
-                     [&](const at::Tensor& ids) { return base.text_encoder->forward(ids).last_hidden_state; }),
+                     [&](const at::Tensor& ids) { return base.text_encoder->forward(ids, base.clip_skip).last_hidden_state; }),
             {}};
   }
   // encode_prompt() of train_text_to_image_lora_sdxl.py: the states before each encoder's last layer, and the second's projected pooled
   // output.
   const at::Tensor first = map_rows(input_ids, one_by_one, [&](const at::Tensor& ids) {
-    return base.text_encoder->forward(ids).penultimate_hidden_state;
+    return base.text_encoder->forward(ids, base.clip_skip).penultimate_hidden_state;
   });
   std::vector<at::Tensor> pooled;
   const at::Tensor second = map_rows(input_ids_2, one_by_one, [&](const at::Tensor& ids) {
-    const CLIPTextOutput text = base.text_encoder_2->forward(ids);
+    const CLIPTextOutput text = base.text_encoder_2->forward(ids, base.clip_skip);
     pooled.push_back(text.pooled);
     return text.penultimate_hidden_state;
   });

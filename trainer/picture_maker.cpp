@@ -97,6 +97,7 @@ std::string picture_parameters(const PictureJob& job, const std::string& model,
   text += fmt::format("Steps: {}, Sampler: {}, CFG scale: {:g}, Seed: {}, Picture: {}, Size: {}x{}, Model: {}",
                       options.num_inference_steps, scheduler_in_words(options), options.guidance_scale, options.seed,
                       job.number, options.width, options.height, model);
+  if (options.clip_skip > 0) text += fmt::format(", Clip skip: {}", options.clip_skip + 1);  // the web UI counts from 1
   if (!adapters.empty()) text += fmt::format(", LoRA: \"{}\"", fmt::join(adapters, ", "));
   return text + ", Version: lorashard";
 }

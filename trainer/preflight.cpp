@@ -73,6 +73,7 @@ StableDiffusionOptions base_options(const Recipe& recipe, at::Device device) {
   options.tokenizer = recipe.model.tokenizer_name;
   options.vae_folder = recipe.model.pretrained_vae_model_name_or_path;
   options.prediction_type = recipe.model.prediction_type;
+  options.clip_skip = recipe.model.clip_skip;
   options.rescale_betas_zero_snr = recipe.model.rescale_betas_zero_snr;
   const std::string& precision = recipe.train.mixed_precision;
   options.dtype = precision == "bf16" ? at::kBFloat16 : precision == "fp16" ? at::kHalf : at::kFloat;

@@ -25,6 +25,7 @@ struct Recipe {
   struct Model {
     std::string pretrained_model_name_or_path, config, tokenizer_name, variant, pretrained_vae_model_name_or_path, prediction_type;
     bool rescale_betas_zero_snr = false;
+    int64_t clip_skip = 0;
   } model;
   struct Output {
     std::vector<std::string> formats = {"diffusers"};

@@ -31,6 +31,9 @@ void add_base_fields(Fields& f, Recipe& r) {
   f.push_back({"model", "rescale_betas_zero_snr", &r.model.rescale_betas_zero_snr, anything(), kIdentity,
                "Rescale the noise schedule so that its last timestep is pure noise (arXiv 2305.08891; for v_prediction). "
                "false: what the base model's scheduler says."});
+  f.push_back({"model", "clip_skip", &r.model.clip_skip, between(0, 1000), kIdentity,
+               "This many of the text encoders' last layers are not used, as clip_skip of diffusers' pipelines counts them: 1 "
+               "takes the states before the last layer (kohya's scripts and the web UIs call that 2). Pictures are made with it too."});
 
   f.push_back({"output", "formats", &r.output.formats, one_of({"diffusers", "kohya", "peft"}), kFree,
                "Adapter files to write at the end: pytorch_lora_weights.safetensors (diffusers) always, "

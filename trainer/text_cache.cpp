@@ -14,8 +14,9 @@
 namespace lorashard {
 namespace {
 
-std::string identity_of(const std::vector<std::string>& texts, at::ScalarType dtype, const TextCacheOptions& options) {
-  std::string all = fmt::format("texts 1\n{}\n{}\n{}\n", options.base_hash, options.arithmetic, at::toString(dtype));
+std::string identity_of(const std::vector<std::string>& texts, const StableDiffusion& base, const TextCacheOptions& options) {
+  std::string all = fmt::format("texts 1\n{}\n{}\n{}\n", options.base_hash, options.arithmetic, at::toString(base.dtype));
+  if (base.clip_skip > 0) all += fmt::format("clip_skip {}\n", base.clip_skip);
   for (const std::string& text : texts) all += fmt::format("{}\n{}\n", text.size(), text);
   return sha256(all);
 }
@@ -35,7 +36,7 @@ TextCache::TextCache(Communicator& communicator, const StableDiffusion& base, st
       length_(base.tokenizer->model_max_length()),
       hidden_size_(base.unet->config().cross_attention_dim),
       pooled_size_(base.is_sdxl() ? base.text_encoder_2->config().projection_dim : 0) {
-  const std::string identity = identity_of(texts_, dtype_, options);
+  const std::string identity = identity_of(texts_, base, options);
   const int64_t row_bytes = (length_ * hidden_size_ + pooled_size_) * static_cast<int64_t>(c10::elementSize(dtype_));
   store_ = std::make_unique<TensorStore>(options.folder / ("texts-" + identity.substr(0, 16)), identity,
                                          static_cast<int64_t>(texts_.size()), row_bytes);

@@ -80,6 +80,7 @@ Validation::Validation(const Recipe& recipe, const StableDiffusion& base, const 
                                     .guidance_scale = v.guidance_scale,
                                     .scheduler = v.scheduler,
                                     .use_karras_sigmas = v.use_karras_sigmas,
+                                    .clip_skip = recipe.model.clip_skip,
                                     .seed = static_cast<uint64_t>(v.validation_seed.value_or(recipe.seed))});
 }
 
@@ -104,6 +105,7 @@ std::string Validation::identity(int64_t step) const {
                                 {"guidance_scale", options_.guidance_scale},
                                 {"scheduler", options_.scheduler},
                                 {"use_karras_sigmas", options_.use_karras_sigmas},
+                                {"clip_skip", options_.clip_skip},
                                 {"height", options_.height},
                                 {"width", options_.width},
                                 {"adapter_sha256", digest(adapter_.flat_parameters())}}

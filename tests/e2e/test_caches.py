@@ -100,3 +100,17 @@ def test_what_cannot_be_cached_is_refused(work):
     assert "'data.cache_latents' needs 'data.center_crop'" in said
     said = lorashard("train", recipe(work, "trained", data__cache_text_embeddings=True, lora__train_text_encoder=True), code=2).stderr
     assert "exclude each other" in said
+
+
+def test_clip_skip_makes_texts_of_its_own_beside_the_others(work, live):
+    shared = {"data__cache_dir": str(work / "shared-texts"), **CACHES}
+    lorashard("train", recipe(work, "all-layers", **shared))
+    lorashard("train", recipe(work, "skipped-cached", model__clip_skip=1, **shared))
+    lorashard("train", recipe(work, "skipped", model__clip_skip=1))
+    assert adapter_hash(work / "all-layers") == live[0]
+    assert adapter_hash(work / "skipped-cached") == adapter_hash(work / "skipped") != live[0]
+
+
+def test_clip_skip_of_every_layer_is_refused(work):
+    said = lorashard("train", recipe(work, "no-layer", model__clip_skip=4), code=2).stderr
+    assert "clip_skip is 4, expected 0 to 3: it has 4 layers" in said and "hint:" in said

@@ -358,13 +358,18 @@ class Replay:
         return loss + self.dreambooth["prior_loss_weight"] * prior_loss
 
     def _encode_text(self, at, rows):
-        """encoder_hidden_states and added_cond_kwargs, the latter for SDXL alone (encode_prompt() of its script)."""
-        if not self.is_sdxl:
+        """encoder_hidden_states and added_cond_kwargs, the latter for SDXL alone (encode_prompt() of its script); with clip_skip
+        as encode_prompt() of the pipelines."""
+        clip_skip = self.recipe["model"]["clip_skip"]
+        if not self.is_sdxl and clip_skip == 0:
             return self.text_encoder(self.trace[at + "input_ids"])[0], {}
+        if not self.is_sdxl:
+            states = self.text_encoder(self.trace[at + "input_ids"], output_hidden_states=True).hidden_states
+            return self.text_encoder.text_model.final_layer_norm(states[-(clip_skip + 1)]), {}
         first = self.text_encoder(self.trace[at + "input_ids"], output_hidden_states=True)
         second = self.text_encoder_2(self.trace[at + "input_ids_2"], output_hidden_states=True)
         time_ids = torch.tensor([self._time_ids(slot, shift) for slot, shift in rows], dtype=torch.float32)
-        return (torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1),
+        return (torch.cat([text.hidden_states[-(clip_skip + 2)] for text in (first, second)], dim=-1),
                 {"text_embeds": second.text_embeds, "time_ids": time_ids})
 
     def _time_ids(self, slot, shift):
@@ -382,11 +387,12 @@ class Replay:
         return [height, width, *crop, side, side]
 
     def _gradient(self, key):
-        """Of SDXL's first text encoder only the states before the last layer are used: that layer has no gradient."""
+        """Layers of the (first) text encoder that clip_skip leaves out have no gradient, and of SDXL's another one."""
         parameter = self.parameters[key]
         if parameter.grad is None:
-            last = self.text_encoder.config.num_hidden_layers - 1
-            assert self.is_sdxl and key.startswith("text_encoder.") and f".layers.{last}." in key, key
+            unused = self.recipe["model"]["clip_skip"] + self.is_sdxl
+            layer = re.match(r"text_encoder\..*\.layers\.(\d+)\.", key)
+            assert layer and int(layer[1]) >= self.text_encoder.config.num_hidden_layers - unused, key
             return torch.zeros_like(parameter)
         return parameter.grad
 

@@ -48,8 +48,8 @@ def padded_texts(pad):
     return torch.tensor(rows)
 
 
-def run_probe(folder, weights, input_ids):
-    save_file({"input_ids": input_ids}, folder / "in.safetensors")
+def run_probe(folder, weights, input_ids, clip_skip=0):
+    save_file({"input_ids": input_ids}, folder / "in.safetensors", metadata={"clip_skip": str(clip_skip)})
     subprocess.run([PROBE, "clip", folder / "config.json", weights, folder / "in.safetensors",
                     folder / "out.safetensors"], check=True)
     return load_file(folder / "out.safetensors")
@@ -59,22 +59,25 @@ def relative_error(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.parametrize("clip_skip", [0, 1, 4])
 @pytest.mark.parametrize("kind", ENCODERS)
 @torch.no_grad()
-def test_equals_transformers(tmp_path, kind):
+def test_equals_transformers(tmp_path, kind, clip_skip):
     model = make_encoder(kind)
     model.save_pretrained(tmp_path)
     input_ids = padded_texts(ENCODERS[kind][2])
-    out = run_probe(tmp_path, tmp_path / "model.safetensors", input_ids)
+    out = run_probe(tmp_path, tmp_path / "model.safetensors", input_ids, clip_skip)
 
     expected = model(input_ids, output_hidden_states=True)
     pooled = expected.text_embeds if kind == "sdxl_2" else expected.pooler_output
+    # encode_prompt() of StableDiffusionPipeline and of StableDiffusionXLPipeline.
+    last = model.text_model.final_layer_norm(expected.hidden_states[-(clip_skip + 1)]) if clip_skip else expected.last_hidden_state
     errors = {
-        "last_hidden_state": relative_error(out["last_hidden_state"], expected.last_hidden_state),
-        "penultimate_hidden_state": relative_error(out["penultimate_hidden_state"], expected.hidden_states[-2]),
+        "last_hidden_state": relative_error(out["last_hidden_state"], last),
+        "penultimate_hidden_state": relative_error(out["penultimate_hidden_state"], expected.hidden_states[-(clip_skip + 2)]),
         "pooled": relative_error(out["pooled"], pooled),
     }
-    print(kind, {name: f"{error:.1e}" for name, error in errors.items()})
+    print(kind, clip_skip, {name: f"{error:.1e}" for name, error in errors.items()})
     assert max(errors.values()) <= 1e-5
 
 

@@ -45,19 +45,21 @@ def base(request, tmp_path_factory):
     return folder, pipeline
 
 
-def make(base, folder, scheduler="dpmsolver++", karras=False, guidance=7.5, negative=NEGATIVE, height=64, width=64, steps=5):
+def make(base, folder, scheduler="dpmsolver++", karras=False, guidance=7.5, negative=NEGATIVE, height=64, width=64, steps=5,
+         clip_skip=None):
     """Latents and pixels of both programs."""
     path, pipeline = base
     noise = torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(3))
     save_file({"noise": noise}, folder / "in.safetensors",
               metadata={"prompt": PROMPT, "negative_prompt": negative, "scheduler": scheduler, "karras": str(int(karras)),
-                        "steps": str(steps), "guidance_scale": str(guidance), "height": str(height), "width": str(width)})
+                        "steps": str(steps), "guidance_scale": str(guidance), "height": str(height), "width": str(width),
+                        "clip_skip": str(clip_skip or 0)})
     subprocess.run([PROBE, "picture", path, folder / "in.safetensors", folder / "out.safetensors"], check=True,
                    env={**os.environ, "OMP_NUM_THREADS": "1"})
     classes = EDM_CLASSES if path.name == "playground" else CLASSES
     pipeline.scheduler = classes[scheduler].from_config(load(path).scheduler.config, **({"use_karras_sigmas": True} if karras else {}))
     call = dict(prompt=PROMPT, negative_prompt=negative or None, num_inference_steps=steps, guidance_scale=guidance, latents=noise,
-                height=height, width=width)
+                height=height, width=width, clip_skip=clip_skip)
     latents = pipeline(**call, output_type="latent").images
     pixels = numpy.asarray(pipeline(**call, output_type="pil").images[0])
     return load_file(folder / "out.safetensors"), latents, pixels
@@ -80,6 +82,11 @@ def test_every_scheduler(base, tmp_path, scheduler, karras):
 
 def test_without_guidance(base, tmp_path):
     compare(*make(base, tmp_path, guidance=1.0))
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_without_the_last_layers_of_the_text_encoders(base, tmp_path, clip_skip):
+    compare(*make(base, tmp_path, clip_skip=clip_skip))
 
 
 def test_other_sizes_and_no_negative_prompt(base, tmp_path):

@@ -27,11 +27,11 @@ StateDict run_vae(const std::string& config, const std::string& weights, const S
           {"decoded", vae.decode(in.tensor("latents"))}};
 }
 
-/// in: input_ids. out: the fields of CLIPTextOutput.
+/// in: input_ids; metadata clip_skip. out: the fields of CLIPTextOutput.
 StateDict run_clip(const std::string& config, const std::string& weights, const SafetensorsFile& in) {
   CLIPTextModel text_encoder(read_text_encoder_config(config));
   load_state_dict(text_encoder, normalise_text_encoder_keys(SafetensorsFile(weights).tensors()), weights);
-  const CLIPTextOutput out = text_encoder.forward(in.tensor("input_ids"));
+  const CLIPTextOutput out = text_encoder.forward(in.tensor("input_ids"), std::stoll(in.metadata().at("clip_skip")));
   return {{"last_hidden_state", out.last_hidden_state},
           {"penultimate_hidden_state", out.penultimate_hidden_state},
           {"pooled", out.pooled}};

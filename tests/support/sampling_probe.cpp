@@ -35,8 +35,8 @@ void run_scheduler(const std::string& config, const SafetensorsFile& inputs, con
   write_safetensors(out, results);
 }
 
-/// Metadata: prompt, negative_prompt, scheduler, steps, karras, guidance_scale, height, width. Tensors: noise. Out:
-/// latents, image.
+/// Metadata: prompt, negative_prompt, scheduler, steps, karras, guidance_scale, height, width, clip_skip. Tensors: noise.
+/// Out: latents, image.
 void run_picture(const std::string& folder, const SafetensorsFile& inputs, const std::string& out) {
   const Metadata& metadata = inputs.metadata();
   const StableDiffusion base = load_stable_diffusion(folder);
@@ -47,7 +47,8 @@ void run_picture(const std::string& folder, const SafetensorsFile& inputs, const
                                                             .num_inference_steps = std::stoll(metadata.at("steps")),
                                                             .guidance_scale = std::stod(metadata.at("guidance_scale")),
                                                             .scheduler = metadata.at("scheduler"),
-                                                            .use_karras_sigmas = metadata.at("karras") == "1"});
+                                                            .use_karras_sigmas = metadata.at("karras") == "1",
+                                                            .clip_skip = std::stoll(metadata.at("clip_skip"))});
   const at::Tensor latents = denoise(base, options, inputs.tensor("noise"));
   write_safetensors(out, {{"latents", latents}, {"image", decode_latents(base, latents)}});
 }

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string>
 
+#include "dist/error.h"
 #include "models/stable_diffusion.h"
 #include "tests/support/temp_dir.h"
 #include "trainer/diffusion_loss.h"
@@ -54,6 +56,30 @@ TEST_F(SdxlConditioning, HasBothEncodersStatesThePooledOutputAndTheTimeIds) {
                         at::cat({first.penultimate_hidden_state, second.penultimate_hidden_state}, -1)[0]));
   EXPECT_TRUE(at::equal(out.pooled_prompt_embeds[1], second.pooled[0]));
   EXPECT_TRUE(at::equal(out.add_time_ids, at::tensor({1001, 700, 17, 3, 64, 64, 64, 80, 0, 16, 64, 64}, at::kFloat).reshape({2, 6})));
+}
+
+TEST_F(SdxlConditioning, ClipSkipLeavesOutTheLastLayersOfBothEncodersButNotOfThePooledOutput) {
+  const StableDiffusion base = load_stable_diffusion(*folder_ / "base", {.clip_skip = 1});
+  const Batch batch = batch_for(base);
+  const Conditioning out = encode(base, batch, /*deterministic=*/true), usual = encode(load(at::kFloat), batch, true);
+  const CLIPTextOutput first = base.text_encoder->forward(batch.input_ids.narrow(0, 1, 1), 1);
+  const CLIPTextOutput second = base.text_encoder_2->forward(batch.input_ids_2.narrow(0, 1, 1), 1);
+  EXPECT_TRUE(at::equal(out.encoder_hidden_states[1],
+                        at::cat({first.penultimate_hidden_state, second.penultimate_hidden_state}, -1)[0]));
+  EXPECT_FALSE(at::equal(out.encoder_hidden_states, usual.encoder_hidden_states));
+  EXPECT_TRUE(at::equal(out.pooled_prompt_embeds, usual.pooled_prompt_embeds));
+}
+
+TEST_F(SdxlConditioning, ClipSkipOfAllLayersIsRefused) {
+  // The first text encoder has 4 layers, the second 5.
+  EXPECT_NO_THROW(load_stable_diffusion(*folder_ / "base", {.clip_skip = 3}));
+  try {
+    load_stable_diffusion(*folder_ / "base", {.clip_skip = 4});
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::usage);
+    EXPECT_NE(std::string(error.what()).find("clip_skip is 4, expected 0 to 3"), std::string::npos) << error.what();
+  }
 }
 
 TEST_F(SdxlConditioning, TheVaeAndTheTimeIdsStayFp32UnderABf16Unet) {
