@@ -113,6 +113,12 @@ TransformedImage add_picture(Batch& batch, int64_t i, const Row& row, const Data
 void add_row(Batch& batch, int64_t i, const Row& row, const TimestepDistribution& timesteps, const DataLoaderOptions& options) {
   const uint64_t seed = options.seed, slot = row.place.slot;
   batch.captions.push_back(caption_of(row, options));
+  if (options.multires_noise.iterations > 0) {
+    const int64_t channels = batch.noise.size(1), height = batch.noise.size(2), width = batch.noise.size(3);
+    const auto count = static_cast<size_t>(channels * height * width);
+    add_multires_noise({batch.noise.mutable_data_ptr<float>() + static_cast<size_t>(i) * count, count}, channels, height, width,
+                       options.multires_noise, seed, slot, row.class_image);
+  }
   batch.images.push_back(add_picture(batch, i, row, options));
   fill_normal_slot(batch.vae_noise, i, seed, slot, row.purpose(Purpose::vae_sample));
   fill_normal_slot(batch.noise, i, seed, slot, row.purpose(Purpose::noise));

@@ -11,6 +11,7 @@
 
 #include "data/captions.h"
 #include "data/image_transform.h"
+#include "data/multires_noise.h"
 #include "data/pack.h"
 #include "data/sampler.h"
 #include "data/timestep_distribution.h"
@@ -31,7 +32,7 @@ struct Batch {
   at::Tensor input_ids;                 ///< int64 [R, 77]
   at::Tensor input_ids_2;               ///< SDXL: int64 [R, 77] of its second tokenizer; otherwise undefined
   at::Tensor vae_noise;                 ///< fp32 [R, 4, H/8, W/8], standard normal: the VAE's sample
-  at::Tensor noise;                     ///< fp32 [R, 4, H/8, W/8], standard normal
+  at::Tensor noise;                     ///< fp32 [R, 4, H/8, W/8], standard normal, with multires_noise
   at::Tensor timesteps;                 ///< int64 [R] in [0, num_train_timesteps)
   at::Tensor noise_offset;              ///< fp32 [R, 4, 1, 1], standard normal; undefined unless drawn
   at::Tensor input_perturbation;        ///< fp32 [R, 4, H/8, W/8], standard normal; undefined unless drawn
@@ -66,6 +67,7 @@ struct DataLoaderOptions {
   CaptionOptions captions;
   bool loss_masks = false;  ///< read the masks of the rows
   bool draw_noise_offset = false, draw_input_perturbation = false;
+  MultiresNoiseOptions multires_noise;
   /// Each image's noise_offset or input_perturbation is times a uniform number of its own.
   bool noise_offset_random_strength = false, input_perturbation_random_strength = false;
   /// Copies the moments of a row of the pack (or of the class pack) to `out` instead of decoding the picture; called from the

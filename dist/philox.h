@@ -28,6 +28,12 @@ enum class Purpose : uint32_t {
   caption_wildcard = 22,     ///< a block a wildcard
   noise_offset_strength = 23,
   input_perturbation_strength = 24,
+  multires_noise = 25,        ///< plus 2^16 times the level
+  multires_noise_ratio = 26,  ///< a block a level
+  rank_dropout = 27,          ///< plus 2^16 times the position of the module
+  module_dropout = 28,        ///< plus 2^16 times the position of the module
+  held_out_rows = 29,         ///< which rows are held out (a permutation, epoch 0)
+  held_out_noise = 30,        ///< plus 2^16 times the number of the timestep (slot = row)
   class_image = 0x8000,  ///< added to the purposes above for the class image of the same slot
 };
 

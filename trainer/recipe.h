@@ -38,7 +38,8 @@ struct Recipe {
     std::string init = "gaussian";
     bool train_text_encoder = false;
     std::vector<std::string> text_encoder_target_modules = {"q_proj", "k_proj", "v_proj", "out_proj"};
-    double lora_dropout = 0;
+    double lora_dropout = 0, rank_dropout = 0, module_dropout = 0;
+    std::optional<double> scale_weight_norms;  ///< absent: no limit
     bool use_rslora = false, use_dora = false;
     std::map<std::string, int64_t> rank_pattern;
     std::map<std::string, double> alpha_pattern;
@@ -64,6 +65,7 @@ struct Recipe {
     std::string class_data_dir, class_prompt;
     int64_t num_class_images = 100;
     double prior_loss_weight = 1.0;
+    std::string prior_generation_precision;  ///< empty: train.mixed_precision
   } dreambooth;
   struct Train {
     int64_t train_batch_size = 1;
@@ -81,6 +83,8 @@ struct Recipe {
   struct Noise {
     bool noise_offset_random_strength = false, input_perturbation_random_strength = false;
     std::optional<double> adaptive_noise_scale;
+    int64_t multires_noise_iterations = 0;  ///< 0: none
+    double multires_noise_discount = 0.3;
   } noise;
   struct Timesteps {
     int64_t min_timestep = 0, max_timestep = 0;  ///< max 0: all of the base's
@@ -158,6 +162,7 @@ struct Recipe {
     int64_t num_validation_images = 4;
     std::optional<int64_t> validation_steps, validation_epochs;  ///< neither: each epoch, as the reference scripts
     bool at_start = false, at_end = true;
+    double validation_split = 0;  ///< of the rows: held out
     std::optional<int64_t> validation_seed;  ///< absent: the run's seed
     int64_t num_inference_steps = 25;
     double guidance_scale = 7.5;

@@ -11,6 +11,11 @@ void add_noise_fields(Fields& f, Recipe& r) {
                "Add this times the absolute mean of a latent's channel to train.noise_offset. Absent: no such term."});
   f.push_back({"noise", "input_perturbation_random_strength", &r.noise.input_perturbation_random_strength, anything(),
                kIdentity, "train.input_perturbation of each image is times a uniform number between 0 and 1."});
+  f.push_back({"noise", "multires_noise_iterations", &r.noise.multires_noise_iterations, between(0, 32), kIdentity,
+               "Add noise of at most so many levels, each coarser than the one before, to the noise (pyramid noise; 6 to 10 are "
+               "usual), and scale the sum back to a deviation of 1. 0: none. Excludes train.noise_offset."});
+  f.push_back({"noise", "multires_noise_discount", &r.noise.multires_noise_discount, between(0, 1), kIdentity,
+               "Each level is times this once more than the one before."});
 }
 
 void add_timestep_fields(Fields& f, Recipe& r) {

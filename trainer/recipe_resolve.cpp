@@ -107,6 +107,15 @@ void check_recipe_rules(const Recipe& recipe, const std::string& name) {
     refuse(fmt::format("{}: 'train.do_edm_style_training' weighs timesteps by itself", name),
            "leave out snr_gamma, debiased_estimation_loss, v_pred_like_loss and scale_v_pred_loss_like_noise_pred");
   }
+  if (recipe.noise.multires_noise_iterations > 0 && train.noise_offset != 0) {
+    refuse(fmt::format("{}: 'noise.multires_noise_iterations' and 'train.noise_offset' exclude each other", name),
+           "both give the noise a coarse part: keep one of them");
+  }
+  const Recipe::Lora& lora = recipe.lora;
+  if (lora.use_dora && (lora.rank_dropout > 0 || lora.module_dropout > 0 || lora.scale_weight_norms)) {
+    refuse(fmt::format("{}: 'lora.use_dora' excludes rank_dropout, module_dropout and scale_weight_norms", name),
+           "they are for plain pairs: DoRA's weights have the norms of its magnitudes");
+  }
   check_optimizer_rules(recipe, name);
   const Recipe::Validation& validation = recipe.validation;
   if (validation.validation_steps && validation.validation_epochs) {

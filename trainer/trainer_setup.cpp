@@ -238,6 +238,7 @@ DataLoaderOptions Trainer::loader_options() const {
   options.noise_offset_random_strength = recipe_.noise.noise_offset_random_strength;
   options.input_perturbation_random_strength = recipe_.noise.input_perturbation_random_strength;
   options.tokenize = [tokenizer = base_.tokenizer](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
+  options.multires_noise = {.iterations = recipe_.noise.multires_noise_iterations, .discount = recipe_.noise.multires_noise_discount};
   if (base_.is_sdxl()) {
     options.tokenize_2 = [tokenizer = base_.tokenizer_2](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
   }

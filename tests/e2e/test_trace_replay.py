@@ -60,7 +60,8 @@ OPTIONS = {
                          "captions__enable_wildcard": True, "captions__caption_tag_dropout_rate": 0.3}),
     "edm_epsilon": ("tiny-sd15", {"train__do_edm_style_training": True, "train__noise_offset": 0.05}),
     "edm_velocity": ("tiny-sd21", {"train__do_edm_style_training": True, "model__rescale_betas_zero_snr": True}),
-    "constant_huber": ("tiny-sd15", {"loss__loss_type": "huber", "loss__huber_schedule": "constant"}),
+    "constant_huber": ("tiny-sd15", {"loss__loss_type": "huber", "loss__huber_schedule": "constant", "noise__multires_noise_iterations": 6,
+                                     "noise__multires_noise_discount": 0.5}),
 }
 
 

@@ -3,6 +3,9 @@
 import bisect
 import re
 
+import torch
+import torch.nn.functional as F
+
 import philox_reference as philox
 
 
@@ -83,3 +86,17 @@ def timestep(options, count, seed, slot, shift=0):
         cumulative.append(total)
     found = bisect.bisect_right(cumulative, philox.uniform(seed, slot, philox.TIMESTEP + shift) * total)
     return low + min(found, high - low - 1)
+
+
+def multires_noise(noise, iterations, discount, seed, slot, shift=0):
+    """pyramid_noise_like of sd-scripts in fp32 on one image's noise [channels, height, width], its random numbers drawn from Philox."""
+    channels, *sides = noise.shape
+    total = noise[None].clone()
+    for level in range(iterations):
+        ratio = 2 + 2 * philox.uniform(seed, slot, philox.MULTIRES_NOISE_RATIO + shift, level)
+        smaller = [max(1, int(side / ratio**level)) for side in sides]
+        drawn = torch.from_numpy(philox.normal(seed, slot, philox.MULTIRES_NOISE + shift + (level << 16), (channels, *smaller)))
+        total += F.interpolate(drawn[None], size=sides, mode="bilinear") * discount**level
+        if 1 in smaller:
+            break
+    return (total / total.std())[0]

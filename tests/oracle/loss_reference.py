@@ -3,6 +3,7 @@ input_perturbation, snr_gamma) and kohya's sd-scripts (library/custom_train_func
 
 import math
 
+import draws_reference as draws
 import philox_reference as philox
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ def noise(recipe, latents, rows):
     strengths = lambda purpose: torch.tensor([philox.uniform(seed, slot, purpose + shift) for slot, shift in rows],
                                              dtype=torch.float32).view(-1, 1, 1, 1)
     noise = draw(philox.NOISE, shape)
+    if options.get("multires_noise_iterations"):
+        noise = torch.stack([draws.multires_noise(image, options["multires_noise_iterations"], options["multires_noise_discount"], seed, slot, shift)
+                             for image, (slot, shift) in zip(noise, rows)])
     if train.get("noise_offset"):
         strength = train["noise_offset"]
         if "adaptive_noise_scale" in options:

@@ -1,5 +1,5 @@
-"""Captions and timesteps of the program against a second implementation of docs/determinism.md (equal), and the
-distribution of timesteps against the weights of diffusers' train_text_to_image_sdxl.py."""
+"""Captions and timesteps of the program against a second implementation of docs/determinism.md (equal), the distribution of timesteps
+against the weights of diffusers' train_text_to_image_sdxl.py, and multi-resolution noise against sd-scripts' formula in torch (1e-6)."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 from argparse import Namespace
 
 import draws_reference as reference
+import philox_reference as philox
 import pytest
 import torch
 
@@ -41,10 +42,13 @@ BIASES = [
      "min_timestep": 500},
 ]
 DRAWS = 20_000
+MULTIRES_NOISE = [{"iterations": iterations, "discount": discount, "seed": 2**40 + 1, "slot": slot, "class_image": slot % 2 == 1, "shape": shape}
+                  for iterations, discount, slot, shape in
+                  [(1, 0.3, 0, (4, 8, 8)), (6, 0.3, 1, (4, 64, 64)), (10, 0.8, 2, (4, 96, 40)), (32, 1.0, 2**33 + 1, (3, 7, 5)), (6, 0.5, 4, (4, 1, 6))]]
 
 
-def ask(captions=(), timesteps=()):
-    asked = json.dumps({"captions": list(captions), "timesteps": list(timesteps)})
+def ask(captions=(), timesteps=(), multires_noise=()):
+    asked = json.dumps({"captions": list(captions), "timesteps": list(timesteps), "multires_noise": list(multires_noise)})
     return json.loads(subprocess.run([PROBE], input=asked, capture_output=True, text=True, check=True).stdout)
 
 
@@ -102,3 +106,13 @@ def test_timesteps_are_distributed_as_the_script_would_draw_them(drawn):
         chi_square = ((counts[bins] - expected[bins]) ** 2 / expected[bins]).sum().item()
         freedom = int(bins.sum()) - 1
         assert chi_square < freedom + 6 * (2 * freedom) ** 0.5 + 12, (bias, chi_square, freedom)
+
+
+def test_multires_noise_is_that_of_the_formula():
+    for case, found in zip(MULTIRES_NOISE, ask(multires_noise=MULTIRES_NOISE)["multires_noise"], strict=True):
+        shift = philox.CLASS_IMAGE if case["class_image"] else 0
+        plain = torch.from_numpy(philox.normal(case["seed"], case["slot"], philox.NOISE + shift, case["shape"]))
+        expected = reference.multires_noise(plain, case["iterations"], case["discount"], case["seed"], case["slot"], shift)
+        error = ((torch.tensor(found).view(case["shape"]) - expected).norm() / expected.norm()).item()
+        assert error <= 1e-6, (case, error)
+        assert not torch.allclose(expected, plain, atol=0.1), case

@@ -1,14 +1,19 @@
-// draws_probe < ASKED.json > DRAWN.json: the captions and timesteps of slots, for tests/oracle/test_draws.py.
+// draws_probe < ASKED.json > DRAWN.json: the captions, timesteps and noise of slots, for tests/oracle/test_draws.py.
 //   {"captions": [{"candidates": [...], "options": {...}, "seed": 1, "slots": [[slot, epoch], ...]}, ...],
-//    "timesteps": [{"options": {...}, "seed": 1, "first_slot": 0, "count": 10}, ...]}
-// gives the same two lists with a list of texts or of timesteps for each.
+//    "timesteps": [{"options": {...}, "seed": 1, "first_slot": 0, "count": 10}, ...],
+//    "multires_noise": [{"iterations": 6, "discount": 0.3, "seed": 1, "slot": 0, "class_image": false, "shape": [4, 8, 8]}, ...]}
+// gives the same three lists with a list of texts, of timesteps or of the noise's elements for each.
 #include <cstdio>
 #include <exception>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 #include "data/captions.h"
+#include "data/multires_noise.h"
 #include "data/timestep_distribution.h"
+#include "dist/philox.h"
 
 namespace lorashard {
 namespace {
@@ -55,15 +60,29 @@ Json timesteps_of(const Json& asked) {
   return drawn;
 }
 
+Json multires_noise_of(const Json& asked) {
+  const auto seed = asked.at("seed").get<uint64_t>(), slot = asked.at("slot").get<uint64_t>();
+  const bool class_image = asked.at("class_image").get<bool>();
+  const auto shape = asked.at("shape").get<std::vector<int64_t>>();
+  std::vector<float> noise(static_cast<size_t>(shape[0] * shape[1] * shape[2]));
+  fill_normal(noise, seed, slot, purpose_of(Purpose::noise, class_image));
+  add_multires_noise(noise, shape[0], shape[1], shape[2],
+                     {.iterations = asked.at("iterations").get<int64_t>(), .discount = asked.at("discount").get<double>()}, seed, slot,
+                     class_image);
+  return noise;
+}
+
 }  // namespace
 }  // namespace lorashard
 
 int main() {
   try {
     const auto asked = nlohmann::json::parse(std::cin);
-    nlohmann::json drawn = {{"captions", nlohmann::json::array()}, {"timesteps", nlohmann::json::array()}};
+    nlohmann::json drawn;
+    for (const char* kind : {"captions", "timesteps", "multires_noise"}) drawn[kind] = nlohmann::json::array();
     for (const auto& one : asked.at("captions")) drawn["captions"].push_back(lorashard::captions_of(one));
     for (const auto& one : asked.at("timesteps")) drawn["timesteps"].push_back(lorashard::timesteps_of(one));
+    for (const auto& one : asked.at("multires_noise")) drawn["multires_noise"].push_back(lorashard::multires_noise_of(one));
     std::cout << drawn << '\n';
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
