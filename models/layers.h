@@ -13,7 +13,7 @@
 
 namespace lorashard {
 
-/// The low-rank pair of one layer: y += scale * up(down(dropout(x))). Views into the adapter's flat tensor.
+/// The low-rank pair of one layer: y += scale * up(rank_dropout(down(dropout(x)))). Views into the adapter's flat tensor.
 struct LoraPair {
   at::Tensor down;       ///< fp32 [rank, in]; of a convolution [rank, in, k, k]
   at::Tensor up;         ///< fp32 [out, rank]; of a convolution [out, rank, 1, 1]

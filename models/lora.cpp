@@ -8,6 +8,7 @@
 #include <numeric>
 #include <set>
 #include <span>
+#include <utility>
 
 #include "dist/error.h"
 #include "dist/philox.h"
@@ -30,8 +31,11 @@ void check_options(const std::string& component, const LoraOptions& options) {
   if (options.rank < 1) refuse(fmt::format("expected rank >= 1, found {}", options.rank));
   for (const auto& [pattern, rank] : options.rank_pattern)
     if (rank < 1) refuse(fmt::format("expected rank >= 1 for '{}' of rank_pattern, found {}", pattern, rank));
-  if (!(options.dropout >= 0 && options.dropout < 1))
-    refuse(fmt::format("expected lora_dropout in [0, 1), found {}", options.dropout));
+  for (const auto& [name, p] : {std::pair{"lora_dropout", options.dropout}, std::pair{"rank_dropout", options.rank_dropout},
+                                std::pair{"module_dropout", options.module_dropout}})
+    if (!(p >= 0 && p < 1)) refuse(fmt::format("expected {} in [0, 1), found {}", name, p));
+  if (options.use_dora && (options.rank_dropout > 0 || options.module_dropout > 0))
+    refuse("rank_dropout and module_dropout are for plain pairs, and use_dora is set");
   if (options.init != "gaussian" && options.init != "kaiming")
     refuse(fmt::format("expected init gaussian or kaiming, found '{}'", options.init));
   if (options.target_modules.empty()) refuse("target_modules is empty");
@@ -54,6 +58,8 @@ LoraModule make_module(const std::string& component, const std::string& path, Ad
   module.scale = alpha / (options.use_rslora ? std::sqrt(rank) : rank);
   module.use_dora = options.use_dora;
   module.dropout = options.dropout;
+  module.rank_dropout = options.rank_dropout;
+  module.module_dropout = options.module_dropout;
   module.init = options.init;
   module.layer = &layer;
   return module;
@@ -131,7 +137,11 @@ void LoraAdapter::allocate(uint64_t seed) {
     LoraPair pair{.down = make_parameter(module.offset, module.down_sizes()),
                   .up = make_parameter(module.offset + down, module.up_sizes()),
                   .scale = module.scale,
-                  .dropout = {.p = module.dropout, .seed = seed, .module = static_cast<uint32_t>(position)}};
+                  .dropout = {.p = module.dropout,
+                              .rank_p = module.rank_dropout,
+                              .module_p = module.module_dropout,
+                              .seed = seed,
+                              .module = static_cast<uint32_t>(position)}};
     init_down({flat_parameters_.data_ptr<float>() + module.offset, static_cast<size_t>(down)}, module.init, module.rank,
               seed, position);
     if (module.use_dora) {

@@ -19,6 +19,7 @@ struct LoraOptions {
   int64_t rank = 4;
   double alpha = 4;
   double dropout = 0;
+  double rank_dropout = 0, module_dropout = 0;  ///< of kohya's LoRA: models/lora_dropout.h; not with use_dora
   bool use_rslora = false;         ///< scale = alpha / sqrt(rank), not alpha / rank
   bool use_dora = false;           ///< a magnitude vector beside each pair
   std::string init = "gaussian";   ///< of down: N(0, 1 / rank), or "kaiming": U(-1, 1) / sqrt(inputs); up = 0
@@ -34,7 +35,7 @@ struct LoraModule {
   double scale = 1;    ///< alpha / rank, or alpha / sqrt(rank)
   int64_t offset = 0;  ///< of `down` in the flat tensor; `up` and then DoRA's `magnitude` follow it
   bool use_dora = false;
-  double dropout = 0;
+  double dropout = 0, rank_dropout = 0, module_dropout = 0;
   std::string init = {};
   AdaptableLayer* layer = nullptr;
 

@@ -1,5 +1,5 @@
-// Dropout before a LoRA pair whose mask is a pure function of (seed, image, module, element): a forward that is done
-// again, as gradient checkpointing does, draws the same mask. docs/determinism.md specifies it. The trainer says which
+// Dropout before and inside a LoRA pair whose masks are pure functions of (seed, image, module, element): a forward that is
+// done again, as gradient checkpointing does, draws the same masks. docs/determinism.md specifies it. The trainer says which
 // images a forward is of with a LoraDropoutRows; without one (generating pictures, validation) nothing is dropped.
 #pragma once
 #include <ATen/core/Tensor.h>
@@ -9,9 +9,11 @@
 
 namespace lorashard {
 
-/// Of one layer. p = 0: none.
+/// Of one layer. 0: none.
 struct LoraDropout {
-  double p = 0;
+  double p = 0;         ///< of the elements of its input
+  double rank_p = 0;    ///< of its ranks
+  double module_p = 0;  ///< of the whole pair
   uint64_t seed = 0;
   uint32_t module = 0;  ///< its position in the adapter
 };
@@ -42,7 +44,12 @@ class LoraDropoutRows {
 /// x with elements dropped and the rest divided by 1 - p; x itself when p = 0 or no rows are set. x [rows, ...].
 at::Tensor lora_dropout(const at::Tensor& x, const LoraDropout& dropout);
 
-/// Whether lora_dropout() would change anything now.
+/// down(x) with the ranks dropped that rank_p says (the rest is divided by 1 - rank_p), and all of them where module_p says so: kohya's
+/// rank_dropout and module_dropout, drawn for each image. `low` itself when there is nothing to drop. low [rows, ...], its
+/// ranks in dimension `rank_dim`.
+at::Tensor lora_rank_dropout(const at::Tensor& low, const LoraDropout& dropout, int64_t rank_dim);
+
+/// Whether lora_dropout() or lora_rank_dropout() would change anything now.
 bool drops(const LoraDropout& dropout);
 
 }  // namespace lorashard

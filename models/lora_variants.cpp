@@ -34,7 +34,8 @@ at::Tensor lora_variant_linear(const at::Tensor& x, const at::Tensor& weight, co
                                const LoraPair& lora, const at::Tensor& residual) {
   const at::Tensor dropped = lora_dropout(x, lora.dropout);
   const auto dtype = x.scalar_type();
-  const at::Tensor low_rank = at::linear(at::linear(dropped, lora.down.to(dtype)), lora.up.to(dtype)) * lora.scale;
+  const at::Tensor low = lora_rank_dropout(at::linear(dropped, lora.down.to(dtype)), lora.dropout, dropped.dim() - 1);
+  const at::Tensor low_rank = at::linear(low, lora.up.to(dtype)) * lora.scale;
   if (!lora.magnitude.defined()) return frozen_linear(x, weight, bias, residual) + low_rank;
   const at::Tensor base = frozen_linear(x, weight, {});
   const at::Tensor base_of_dropped = dropped.is_same(x) ? base : frozen_linear(dropped, weight, {});
@@ -47,7 +48,8 @@ at::Tensor lora_conv2d(const at::Tensor& x, const at::Tensor& weight, const at::
                        int64_t stride, int64_t padding) {
   const at::Tensor dropped = lora_dropout(x, lora.dropout);
   const auto dtype = x.scalar_type();
-  const at::Tensor low = at::conv2d(dropped, lora.down.to(dtype), {}, {stride, stride}, {padding, padding});
+  const at::Tensor low = lora_rank_dropout(at::conv2d(dropped, lora.down.to(dtype), {}, {stride, stride}, {padding, padding}),
+                                           lora.dropout, /*rank_dim=*/1);
   const at::Tensor low_rank = at::conv2d(low, lora.up.to(dtype)) * lora.scale;
   const at::Tensor y = frozen_conv2d(x, weight, bias, stride, padding);
   if (!lora.magnitude.defined()) return y + low_rank;

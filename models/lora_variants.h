@@ -11,7 +11,7 @@ namespace lorashard {
 /// Neither DoRA nor, now, dropout.
 bool is_plain(const LoraPair& lora);
 
-/// x W^T + b + residual + scale * up(down(dropout(x))); with DoRA of x W^T + b by the weight
+/// x W^T + b + residual + scale * up(rank_dropout(down(dropout(x)))); with DoRA of x W^T + b by the weight
 /// magnitude / ||W + scale up down|| * (W + scale up down), norms over each output's inputs and constant for the
 /// gradient. x [..., in]; with dropout its first dimension are the images. `bias` and `residual` may be undefined.
 at::Tensor lora_variant_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,

@@ -16,6 +16,8 @@ LoraOptions lora_options(const Recipe& recipe, const std::vector<std::string>& t
   return {.rank = lora.rank,
           .alpha = lora.lora_alpha.value_or(static_cast<double>(lora.rank)),
           .dropout = lora.lora_dropout,
+          .rank_dropout = lora.rank_dropout,
+          .module_dropout = lora.module_dropout,
           .use_rslora = lora.use_rslora,
           .use_dora = lora.use_dora,
           .init = lora.init,

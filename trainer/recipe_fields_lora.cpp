@@ -9,6 +9,13 @@ void add_lora_fields(Fields& f, Recipe& r) {
                "The adapter's output is scaled by lora_alpha / rank. Absent: rank."});
   f.push_back({"lora", "lora_dropout", &r.lora.lora_dropout, below_one(), kIdentity,
                "Part of an adapter layer's inputs that is dropped in training; the rest is divided by 1 - lora_dropout."});
+  f.push_back({"lora", "rank_dropout", &r.lora.rank_dropout, below_one(), kIdentity,
+               "Part of each layer's ranks that is dropped in training, drawn for each image; the rest is divided by 1 - rank_dropout."});
+  f.push_back({"lora", "module_dropout", &r.lora.module_dropout, below_one(), kIdentity,
+               "How often a layer's adapter is left out in training, drawn for each image."});
+  f.push_back({"lora", "scale_weight_norms", &r.lora.scale_weight_norms, above_zero(), kIdentity,
+               "After each update: where the norm of a layer's change (scale * up * down) is larger than this, both matrices are "
+               "scaled down so that it is this. 1 is usual. Absent: no limit."});
   f.push_back({"lora", "target_modules", &r.lora.target_modules, distinct_names(), kIdentity,
                "UNet layers that get an adapter: those whose path ends with one of these names; a name with * or ? is a "
                "pattern for the whole path; `attention`, `attention+ff`, `all-linear` and `conv` (convolutions of resnets, "

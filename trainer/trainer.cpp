@@ -21,6 +21,7 @@
 #include "trainer/preflight.h"
 #include "trainer/step_update.h"
 #include "trainer/weights_digest.h"
+#include "trainer/weight_norms.h"
 
 namespace lorashard {
 namespace {
@@ -145,6 +146,7 @@ StepMetrics Trainer::train_step(int64_t step) {
 
     // 3. Backward: gradients of the adapter alone, into its one flat tensor; then into the sum that order can't change. The loss
     // scale of fp16 is divided out there.
+  if (recipe_.lora.scale_weight_norms && !update.skipped) limit_weight_norms(adapter_, *recipe_.lora.scale_weight_norms);
     adapter_.flat_gradients().zero_();
     (metrics.loss_scale == 1 ? out.loss : out.loss * metrics.loss_scale).backward();
     reduction_->add(adapter_.flat_gradients(), out.loss.detach(), metrics.loss_scale);

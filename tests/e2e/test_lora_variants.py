@@ -19,6 +19,8 @@ VARIANT = {"lora__use_dora": True, "lora__lora_dropout": 0.2, "lora__target_modu
            "lora__init": "kaiming", "output__formats": ["diffusers", "kohya", "peft"], "train__max_train_steps": 4,
            "checkpoint__checkpointing_steps": 2}
 
+MAX_NORM = 0.02
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
@@ -56,19 +58,30 @@ def test_recomputing_draws_the_same_masks(work, undisturbed):
     assert adapter_hash(work / "recomputed") == adapter_hash(undisturbed)
 
 
-@pytest.mark.parametrize("variant", ["dora", "dora and dropout", "rslora and convolutions"])
+@pytest.mark.parametrize("variant", ["dora", "dora and dropout", "rslora and convolutions", "rank dropout and norms"])
 def test_every_step_equals_peft(work, variant):
     options = {
         "dora": {"lora__use_dora": True},
         "dora and dropout": {"lora__use_dora": True, "lora__lora_dropout": 0.2, "lora__init": "kaiming"},
         "rslora and convolutions": {"lora__use_dora": False, "lora__use_rslora": True, "lora__target_modules": ["attention+ff", "conv1"]},
+        "rank dropout and norms": {"lora__use_dora": False, "lora__rank_dropout": 0.3, "lora__module_dropout": 0.2,
+                                   "lora__scale_weight_norms": MAX_NORM, "train__gradient_checkpointing": True},
     }[variant]
     name = variant.replace(" ", "-")
     settings = {"lora__use_dora": False, "lora__lora_dropout": 0.0, "lora__init": "gaussian", "lora__target_modules": ["attention", "conv1"]}
     lorashard("launch", recipe(work, name, **{**settings, **options}, debug__trace_steps=4, train__train_batch_size=2), "--ranks", 2, *PATTERNS)
-    errors = Replay(work / name).replay()
+    replay = Replay(work / name)
+    errors = replay.replay()
     print(f"\n{variant}\n{errors.table()}")
     assert not errors.outside(), errors.table()
+    if "lora__scale_weight_norms" in options:
+        norms = [norm_of_change(replay, key) for key in replay.keys if key.endswith("lora_A.weight")]
+        assert max(norms) <= MAX_NORM * (1 + 1e-5) and sum(norm >= MAX_NORM * (1 - 1e-5) for norm in norms) > len(norms) / 4, norms
+
+
+def norm_of_change(replay, key):
+    down, up = (replay.trace[f"step{replay.steps[-1]}/param/{name}"].flatten(1) for name in (key, key.replace("lora_A", "lora_B")))
+    return (up @ down).norm().item() * replay.scales[key]
 
 
 def test_dropout_and_dora_change_the_adapter(work, undisturbed):

@@ -212,15 +212,30 @@ TEST(LoraAdapter, DropoutIsTheSameAgainForTheSameImagesAndAbsentWithoutThem) {
   SmallUNet model;
   model.adapter.flat_parameters().normal_(0, 0.1);
   const at::Tensor whole = model.loss().detach();
-  for (const LoraModule& module : model.adapter.modules()) module.layer->lora->dropout.p = 0.5;
-  EXPECT_TRUE(at::equal(model.loss().detach(), whole));
   const auto of_images = [&](uint64_t first, uint64_t second) {
     const LoraDropoutRows rows({{.slot = first}, {.slot = second}});
     return model.loss().detach();
   };
-  EXPECT_FALSE(at::equal(of_images(3, 4), whole));
-  EXPECT_TRUE(at::equal(of_images(3, 4), of_images(3, 4)));
-  EXPECT_FALSE(at::equal(of_images(3, 4), of_images(3, 5)));
+  for (double LoraDropout::*kind : {&LoraDropout::p, &LoraDropout::rank_p, &LoraDropout::module_p}) {
+    for (const LoraModule& module : model.adapter.modules()) {
+      LoraDropout& dropout = module.layer->lora->dropout;
+      dropout.p = dropout.rank_p = dropout.module_p = 0;
+      dropout.*kind = 0.5;
+    }
+    EXPECT_TRUE(at::equal(model.loss().detach(), whole));
+    EXPECT_FALSE(at::equal(of_images(3, 4), whole));
+    EXPECT_TRUE(at::equal(of_images(3, 4), of_images(3, 4)));
+    EXPECT_FALSE(at::equal(of_images(3, 4), of_images(3, 5)));
+  }
+}
+
+TEST(LoraAdapter, RankAndModuleDropoutAreRefusedWithDora) {
+  UNet2DConditionModel unet(small_config());
+  LoraAdapter adapter;
+  EXPECT_THAT(message_of([&] { adapter.add("unet", unet, {.rank_dropout = 0.1, .use_dora = true}); }, ErrorKind::usage),
+              HasSubstr("for plain pairs"));
+  EXPECT_THAT(message_of([&] { adapter.add("unet", unet, {.module_dropout = 1}); }, ErrorKind::usage),
+              HasSubstr("expected module_dropout in [0, 1), found 1"));
 }
 
 TEST(LoraAdapter, RankZeroAndNoTargetsAreRefused) {

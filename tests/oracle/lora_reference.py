@@ -27,6 +27,35 @@ class PhiloxDropout(torch.nn.Module):
         return torch.where(keep, x * (1 / (1 - self.p)), torch.zeros(()))
 
 
+class RankDropout:
+    """Drops ranks of what peft's lora_A gives, as LoRAModule.forward of kohya's sd-scripts does between lora_down and lora_up."""
+
+    def __init__(self, seed, position, rank_p, module_p):
+        self.seed, self.position, self.rank_p, self.module_p, self.rows = seed, position, rank_p, module_p, []
+
+    def __call__(self, module, inputs, low):
+        rank = module.weight.shape[0]
+        assert len(self.rows) == len(low)
+        keep = torch.stack([torch.from_numpy(self._keeps(slot, is_class, rank)) for slot, is_class in self.rows])
+        keep = keep[:, :, None, None] if isinstance(module, torch.nn.Conv2d) else keep.view(len(low), *[1] * (low.dim() - 2), rank)
+        return low * keep * (1.0 / (1.0 - self.rank_p))
+
+    def _keeps(self, slot, is_class, rank):
+        shift = philox.CLASS_IMAGE if is_class else 0
+        is_left_out = philox.uniform(self.seed, slot, philox.MODULE_DROPOUT + shift + (self.position << 16)) < self.module_p
+        mask = philox.dropout_mask(self.seed, slot, self.position, self.rank_p, (rank,), is_class, philox.RANK_DROPOUT)
+        return mask & (not is_left_out)
+
+
+def put_rank_dropout(models, seed, rank_p, module_p):
+    """After lora_A of every adapted layer of `models`, numbered on from one model to the next."""
+    made = []
+    for layer in (module for model in models for module in model.modules() if hasattr(module, "lora_A")):
+        made.append(RankDropout(seed, len(made), rank_p, module_p))
+        layer.lora_A["default"].register_forward_hook(made[-1])
+    return made
+
+
 def put_dropout(models, seed, p):
     """Replaces the dropout of every adapted layer of `models`, numbered on from one model to the next."""
     made = []

@@ -60,10 +60,10 @@ def kaiming_uniform(seed, position, shape):
     return (bound * (2 * u - 1)).astype(np.float32).reshape(-1)[:count].reshape(shape)
 
 
-def dropout_mask(seed, slot, module, p, shape, class_image=False):
-    """Which elements of one image's input to module `module` are kept."""
+def dropout_mask(seed, slot, module, p, shape, class_image=False, purpose=LORA_DROPOUT):
+    """Which elements of one image's input to module `module` are kept, or which of its ranks."""
     count = int(np.prod(shape))
-    purpose = LORA_DROPOUT + (CLASS_IMAGE if class_image else 0) + (module << 16)
+    purpose = purpose + (CLASS_IMAGE if class_image else 0) + (module << 16)
     w = np.stack(words(seed, slot, purpose, np.arange((count + 3) // 4)), axis=1)
     return (w >= np.uint64(int(p * 2**32))).reshape(-1)[:count].reshape(shape)
 

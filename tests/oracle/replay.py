@@ -194,6 +194,9 @@ class Replay:
         if lora["lora_dropout"] > 0:
             models = [model for model, _ in components.values()]
             self.dropouts = lora_reference.put_dropout(models, self.recipe["seed"], lora["lora_dropout"])
+        if lora["rank_dropout"] > 0 or lora["module_dropout"] > 0:
+            models = [model for model, _ in components.values()]
+            self.dropouts += lora_reference.put_rank_dropout(models, self.recipe["seed"], lora["rank_dropout"], lora["module_dropout"])
 
     def _count_samples(self):
         data = self.recipe["data"]
@@ -229,7 +232,7 @@ class Replay:
         self._compare_init()
         for step in self.steps:
             self._replay_step(step)
-        ReplayUpdates(self.recipe, self.trace, self.metrics, self.keys, self.run_dir).replay(self.steps, self.errors)
+        ReplayUpdates(self.recipe, self.trace, self.metrics, self.scales, self.run_dir).replay(self.steps, self.errors)
         return self.errors
 
     def _compare_init(self):

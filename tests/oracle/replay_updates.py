@@ -82,10 +82,22 @@ def reference_optimizer(options, groups):
     return Lion(groups, lr=lr, betas=(options["lion_beta1"], options["lion_beta2"]))
 
 
+@torch.no_grad()
+def limit_weight_norms(weights, scales, max_norm):
+    """apply_max_norm_regularization of kohya's sd-scripts."""
+    for key in [key for key in weights if key.endswith(("down.weight", "lora_A.weight"))]:
+        down, up = weights[key], weights[key.replace(".down.", ".up.").replace("lora_A", "lora_B")]
+        norm = (up.flatten(1) @ down.flatten(1) * scales[key]).norm().clamp(min=max_norm / 2)
+        root = (norm.clamp(max=max_norm) / norm) ** 0.5
+        down.mul_(root)
+        up.mul_(root)
+
+
 class ReplayUpdates:
-    def __init__(self, recipe, trace, metrics, keys, run_dir):
-        self.recipe, self.trace, self.metrics, self.run_dir = recipe, trace, metrics, run_dir
-        self.weights = {key: torch.nn.Parameter(trace[f"init/{key}"].clone()) for key in keys}
+    def __init__(self, recipe, trace, metrics, scales, run_dir):
+        """`scales`: of each key the factor of its pair."""
+        self.recipe, self.trace, self.metrics, self.scales, self.run_dir = recipe, trace, metrics, scales, run_dir
+        self.weights = {key: torch.nn.Parameter(trace[f"init/{key}"].clone()) for key in sorted(scales)}
         self.groups = reference_groups(recipe, self.weights)
         self.optimizer = reference_optimizer(recipe["optimizer"], self.groups)
         schedule = recipe["lr_scheduler"]
@@ -119,6 +131,8 @@ class ReplayUpdates:
             expected = {group["name"]: single(rate) for group, rate in zip(self.groups, rates)}
             errors.equal("lr", found, expected if len(expected) > 1 else {}, f"step{step}/lr/")
             self.optimizer.step()
+            if "scale_weight_norms" in self.recipe["lora"]:
+                limit_weight_norms(self.weights, self.scales, self.recipe["lora"]["scale_weight_norms"])
             if self.lr_scheduler:
                 self.lr_scheduler.step()
             for key, weight in self.weights.items():

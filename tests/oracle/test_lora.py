@@ -31,6 +31,8 @@ CASES = {
     "dora of convolutions": ("sd15", ["to_q"] + CONVOLUTIONS + ["proj_in"], 4, 4, {"dora": 1}),
     "dropout": ("sd15", ATTENTION + ["conv1", "time_emb_proj", "proj_in"], 4, 4, {"dropout": 0.25}),
     "dora and dropout": ("sd15", ATTENTION + ["conv2"], 4, 4, {"dora": 1, "dropout": 0.25}),
+    "rank and module dropout": ("sd15", ATTENTION + ["conv1", "time_emb_proj", "proj_in"], 4, 4,
+                                {"rank_dropout": 0.25, "module_dropout": 0.25, "rank_pattern": "attn1.to_q=7"}),
     "sdxl": ("sdxl", ATTENTION, 4, 4, {}),
 }
 LOADABLE = [case for case in CASES if "dropout" not in case]  # dropped forwards are compared with dropped ones only
@@ -68,6 +70,9 @@ class Adapted:
                 torch.nn.init.normal_(parameter, std=0.1)
         if "dropout" in self.options:
             for dropout in lora_reference.put_dropout([self.unet], 1, self.options["dropout"]):
+                dropout.rows = [(0, False), (1, False)]
+        if "rank_dropout" in self.options:
+            for dropout in lora_reference.put_rank_dropout([self.unet], 1, self.options["rank_dropout"], self.options["module_dropout"]):
                 dropout.rows = [(0, False), (1, False)]
         self.inputs = make_inputs(self.unet)
         self.inputs["target"] = torch.randn_like(self.inputs["sample"])

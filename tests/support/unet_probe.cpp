@@ -35,6 +35,8 @@ LoraOptions lora_options(const Metadata& metadata) {
   options.alpha = std::stod(option(metadata, "alpha", "4"));
   options.target_modules.clear();
   options.dropout = std::stod(option(metadata, "dropout", "0"));
+  options.rank_dropout = std::stod(option(metadata, "rank_dropout", "0"));
+  options.module_dropout = std::stod(option(metadata, "module_dropout", "0"));
   options.use_dora = option(metadata, "dora", "") == "1";
   options.use_rslora = option(metadata, "rslora", "") == "1";
   options.init = option(metadata, "init", "gaussian");
