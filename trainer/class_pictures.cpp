@@ -19,14 +19,15 @@
 #include "dist/shared_work.h"
 #include "trainer/first_use_pack.h"
 #include "trainer/picture_maker.h"
+#include "trainer/preflight.h"
 
 namespace lorashard {
 namespace {
 
 /// All that the pixels of a picture depend on but its number, one a line.
-std::string fingerprint_of(const TextToImageOptions& options, const StableDiffusion& base, const std::string& base_hash) {
+std::string fingerprint_of(const TextToImageOptions& options, at::ScalarType dtype, const std::string& base_hash) {
   std::string all = fmt::format("base {}\ntype {}\nprompt {}\nseed {}\nsize {}x{}\nsteps {}\nguidance {}\nscheduler {}\n",
-                                base_hash, toString(base.dtype), options.prompt, options.seed, options.width, options.height,
+                                base_hash, toString(dtype), options.prompt, options.seed, options.width, options.height,
                                 options.num_inference_steps, options.guidance_scale, options.scheduler);
   if (options.clip_skip > 0) all += fmt::format("clip_skip {}\n", options.clip_skip);
   return sha256(all).substr(0, 12);
@@ -49,6 +50,20 @@ std::vector<int64_t> numbers_of(const std::string& text) {
   return {std::istream_iterator<int64_t>(words), std::istream_iterator<int64_t>()};
 }
 
+at::ScalarType dtype_to_make(const Recipe& recipe) {
+  const std::string& precision = recipe.dreambooth.prior_generation_precision;
+  return dtype_of(precision.empty() ? recipe.train.mixed_precision : precision);
+}
+
+/// `base` where its weights have the type that pictures are made with; else another one that has.
+StableDiffusion base_to_make(const Recipe& recipe, const StableDiffusion& base) {
+  const at::ScalarType dtype = dtype_to_make(recipe);
+  if (dtype == base.dtype) return base;
+  StableDiffusionOptions options = base_options(recipe, base.device);
+  options.dtype = dtype;
+  return load_stable_diffusion(recipe.model.pretrained_model_name_or_path, options);
+}
+
 TextToImageOptions class_picture_options(const Recipe& recipe) {
   TextToImageOptions options;
   options.prompt = recipe.dreambooth.class_prompt;
@@ -67,7 +82,7 @@ ClassPicturePlan plan_class_pictures(const Recipe& recipe, const StableDiffusion
   ClassPicturePlan plan;
   plan.folder = recipe.dreambooth.class_data_dir;
   plan.options = checked_options(base, class_picture_options(recipe));
-  plan.fingerprint = fingerprint_of(plan.options, base, base_hash);
+  plan.fingerprint = fingerprint_of(plan.options, dtype_to_make(recipe), base_hash);
   const std::string ours = fmt::format("class-{}-", plan.fingerprint);
   std::set<std::string> made;
   const ImageFolderOptions listing = class_pictures(recipe).options.folder;
@@ -106,9 +121,11 @@ void make_class_pictures(Communicator& communicator, const Recipe& recipe, const
     log::info("'{}' holds {} class pictures and {} made before: making {} more of \"{}\"", plan.folder.string(), plan.num_given,
               plan.num_made, plan.missing.size(), plan.options.prompt);
   }
+  StableDiffusion maker;
+  run_agreed(communicator, "loading the base model for class pictures", [&] { maker = base_to_make(recipe, base); });
   share_work(communicator, {.doing_what = "making class pictures", .items = plan.missing}, [&](int64_t number) {
     const std::vector<uint8_t> png =
-        encode_png(to_image(text_to_image(base, plan.options, static_cast<uint64_t>(number))));
+        encode_png(to_image(text_to_image(maker, plan.options, static_cast<uint64_t>(number))));
     write_durably(plan.path_of(number), std::string_view(reinterpret_cast<const char*>(png.data()), png.size()));
     return true;
   });

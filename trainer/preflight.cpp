@@ -69,14 +69,17 @@ std::optional<std::filesystem::path> checkpoint_to_resume(const Recipe& recipe) 
 StableDiffusionOptions base_options(const Recipe& recipe, at::Device device) {
   StableDiffusionOptions options;
   options.variant = recipe.model.variant;
+at::ScalarType dtype_of(const std::string& precision) {
+  return precision == "bf16" ? at::kBFloat16 : precision == "fp16" ? at::kHalf : at::kFloat;
+}
+
   options.config_folder = recipe.model.config;
   options.tokenizer = recipe.model.tokenizer_name;
   options.vae_folder = recipe.model.pretrained_vae_model_name_or_path;
   options.prediction_type = recipe.model.prediction_type;
   options.clip_skip = recipe.model.clip_skip;
   options.rescale_betas_zero_snr = recipe.model.rescale_betas_zero_snr;
-  const std::string& precision = recipe.train.mixed_precision;
-  options.dtype = precision == "bf16" ? at::kBFloat16 : precision == "fp16" ? at::kHalf : at::kFloat;
+  options.dtype = dtype_of(recipe.train.mixed_precision);
   options.device = device;
   return options;
 }

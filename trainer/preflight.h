@@ -3,6 +3,7 @@
 #pragma once
 #include <filesystem>
 #include <optional>
+#include <string>
 
 #include "data/pack.h"
 #include "models/stable_diffusion.h"
@@ -22,6 +23,8 @@ std::string data_hash(const Pack& pack, const Pack* class_pack);
 void require_class_images(const Recipe& recipe, const Pack& class_pack);
 /// The checkpoint a start goes on from, not yet read.
 std::optional<std::filesystem::path> checkpoint_to_resume(const Recipe& recipe);
+/// Of the frozen weights: mixed_precision's word.
+at::ScalarType dtype_of(const std::string& precision);
 StableDiffusionOptions base_options(const Recipe& recipe, at::Device device = at::kCPU);
 void require_resolution_fits(const Recipe& recipe, const StableDiffusion& base);
 /// Of an optimizer step, over all ranks. Requires: a resolved recipe.

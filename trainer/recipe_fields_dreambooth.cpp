@@ -28,6 +28,8 @@ void add_dreambooth_fields(Fields& f, Recipe& r) {
                "How many class pictures are used: the first ones of class_data_dir."});
   f.push_back({"dreambooth", "prior_loss_weight", &d.prior_loss_weight, at_least(0), kIdentity,
                "The loss is that of the instance pictures plus this times that of the class pictures."});
+  f.push_back({"dreambooth", "prior_generation_precision", &d.prior_generation_precision, one_of({"", "no", "fp32", "fp16", "bf16"}), kFree,
+               "Type of the base's weights while class pictures are made; \"no\" is fp32. Empty: train.mixed_precision."});
 }
 
 }  // namespace lorashard

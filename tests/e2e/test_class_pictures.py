@@ -123,6 +123,19 @@ def test_another_seed_makes_other_pictures(work, undisturbed):
     assert len(other) == COUNT and not set(other) & set(undisturbed[0]) and not set(other.values()) & set(undisturbed[0].values())
 
 
+def test_prior_generation_precision_is_that_of_the_class_pictures_alone(work, undisturbed):
+    two = {"dreambooth__num_class_images": 2, "train__max_train_steps": 1}
+    lorashard("train", recipe(work, "all-bf16", train__mixed_precision="bf16", **two))
+    lorashard("launch", recipe(work, "prior-bf16", dreambooth__prior_generation_precision="bf16", **two), "--ranks", 2)
+    made = files_of(work / "prior-bf16-class")
+    assert made == files_of(work / "all-bf16-class") and not set(made) & set(undisturbed[0])
+    lorashard("train", recipe(work, "fp32-on-them", dreambooth__class_data_dir=str(work / "prior-bf16-class"),
+                              dreambooth__prior_generation_precision="bf16", **two))
+    assert adapter_hash(work / "prior-bf16") == adapter_hash(work / "fp32-on-them") != adapter_hash(work / "all-bf16")
+    lorashard("train", recipe(work, "prior-fp32", train__mixed_precision="bf16", dreambooth__prior_generation_precision="fp32", **two))
+    assert files_of(work / "prior-fp32-class").items() <= undisturbed[0].items()
+
+
 def examine(path):
     checks = json.loads(lorashard("doctor", path, "--json").stdout)["checks"]
     return {check["check"]: check["message"] for check in checks}
