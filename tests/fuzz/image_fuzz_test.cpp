@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "data/image.h"
 #include "dist/durable_file.h"
@@ -80,16 +79,13 @@ TEST(FuzzImage, BombsAreRefusedBeforeTheyAreUnpacked) {
   for (const fs::path& path : bombs) {
     const std::string file = read_file(path);
     const int64_t before = start_watching_memory();
-    const auto start = std::chrono::steady_clock::now();
     const bool decoded = is_decoded(file, {});
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     const int64_t growth = most_memory() - before;
-    std::printf("images: bomb %s (%zu bytes): %s after %.2f s, %ld MB more memory\n", path.filename().c_str(), file.size(),
-                decoded ? "decoded" : "refused", seconds, growth);
-    // Names that begin with "small": within the limits, where the excess is elsewhere; such a file may be read, at a small cost.
+    std::printf("images: bomb %s (%zu bytes): %s, %ld MB more memory\n", path.filename().c_str(), file.size(),
+                decoded ? "decoded" : "refused", growth);
+    // The bound is memory: the unpacked pictures are 196 MB and more. How long it takes depends on the machine. Names that begin with "small": within the limits, where the excess is elsewhere; such a file may be read, at a small cost.
     EXPECT_TRUE(!decoded || path.filename().string().starts_with("small")) << path;
     EXPECT_LT(growth, 150) << path;
-    EXPECT_LT(seconds, 60) << path << " (alone it takes less than one)";
   }
 }
 
