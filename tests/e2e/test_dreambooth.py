@@ -41,7 +41,8 @@ def recipe(work, name, base="base", **overrides):
 @pytest.mark.parametrize("name, options", {
     "prior": {**PRIOR, "dreambooth__prior_loss_weight": 0.5},
     "text-encoder": {**TEXT_ENCODER, "lora__text_encoder_target_modules": ["q_proj", "v_proj", "out_proj"]},
-    "prior-and-text-encoder": {**PRIOR, **TEXT_ENCODER},
+    "prior-and-text-encoder": {**PRIOR, **TEXT_ENCODER, "optimizer__text_encoder_lr": 5e-4, "optimizer__adam_weight_decay_text_encoder": 1e-3},
+    "text-encoder-with-dora-and-dropout": {**TEXT_ENCODER, "lora__use_dora": True, "lora__lora_dropout": 0.2},
     "sdxl-prior-and-text-encoders": {**PRIOR, **TEXT_ENCODER, "base": "base-sdxl"},
     "sdxl-prior-and-min-snr": {**PRIOR, "base": "base-sdxl", "train__snr_gamma": 5.0},
 }.items())
@@ -59,6 +60,8 @@ def test_every_step_equals_diffusers(work, name, options):
     trained = {key.split(".")[0] for key in replay.keys}
     expected = {"unet"} | ({"text_encoder"} if "text-encoder" in name else set()) | ({"text_encoder_2"} if "text-encoders" in name else set())
     assert trained == expected
+    rates = {name.rpartition("/")[2]: rate.item() for name, rate in replay.trace.items() if name.startswith("step0/lr/")}
+    assert len(set(rates.values())) == (2 if "optimizer__text_encoder_lr" in options else 0), rates
     # What the pictures are called: the instance prompt, and behind it the class prompt.
     tokenizer = CLIPTokenizer.from_pretrained(work / "base" / "tokenizer")
     prompts = ["a photo of sks duck"] * 2 + (["a photo of a bird"] * 2 if "prior" in name else [])
