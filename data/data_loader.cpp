@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <stop_token>
@@ -36,19 +37,15 @@ struct Row {
   Purpose purpose(Purpose of_instance) const { return purpose_of(of_instance, class_image); }
 };
 
-/// How often an epoch has each row; empty: once.
-std::vector<int64_t> repeats_of(const Pack& pack) {
-  std::vector<int64_t> repeats;
-  if (pack.num_images_in_epoch() == pack.num_samples()) return repeats;
-  for (int64_t row = 0; row < pack.num_samples(); ++row) repeats.push_back(pack.repeats(row));
-  return repeats;
-}
+int64_t sum(const std::vector<int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
 
 /// Where the rows of a micro-batch come from. `class_sampler` only with prior preservation.
 struct Samplers {
-  Samplers(const Pack& pack, const DataLoaderOptions& options)
-      : sampler(options.seed, options.num_samples > 0 ? options.num_samples : pack.num_images_in_epoch(),
-                options.train_batch_size, /*class_images=*/false, repeats_of(pack)),
+  Samplers(const Pack& pack, const DataLoaderOptions& options) : Samplers(pack, options, repeats_of(pack, options.held_out_rows)) {}
+
+  Samplers(const Pack& pack, const DataLoaderOptions& options, const std::vector<int64_t>& repeats)
+      : sampler(options.seed, options.num_samples > 0 ? options.num_samples : repeats.empty() ? pack.num_samples() : sum(repeats),
+                options.train_batch_size, /*class_images=*/false, repeats),
         timesteps(options.timesteps) {
     const ClassImages& of_class = options.class_images;
     if (of_class.pack == nullptr) return;
@@ -113,15 +110,15 @@ TransformedImage add_picture(Batch& batch, int64_t i, const Row& row, const Data
 void add_row(Batch& batch, int64_t i, const Row& row, const TimestepDistribution& timesteps, const DataLoaderOptions& options) {
   const uint64_t seed = options.seed, slot = row.place.slot;
   batch.captions.push_back(caption_of(row, options));
+  batch.images.push_back(add_picture(batch, i, row, options));
+  fill_normal_slot(batch.vae_noise, i, seed, slot, row.purpose(Purpose::vae_sample));
+  fill_normal_slot(batch.noise, i, seed, slot, row.purpose(Purpose::noise));
   if (options.multires_noise.iterations > 0) {
     const int64_t channels = batch.noise.size(1), height = batch.noise.size(2), width = batch.noise.size(3);
     const auto count = static_cast<size_t>(channels * height * width);
     add_multires_noise({batch.noise.mutable_data_ptr<float>() + static_cast<size_t>(i) * count, count}, channels, height, width,
                        options.multires_noise, seed, slot, row.class_image);
   }
-  batch.images.push_back(add_picture(batch, i, row, options));
-  fill_normal_slot(batch.vae_noise, i, seed, slot, row.purpose(Purpose::vae_sample));
-  fill_normal_slot(batch.noise, i, seed, slot, row.purpose(Purpose::noise));
   batch.timesteps.mutable_data_ptr<int64_t>()[i] = timesteps.draw(seed, slot, row.purpose(Purpose::timestep));
 }
 
@@ -211,6 +208,32 @@ std::vector<std::string> texts_of(const Pack& pack, const DataLoaderOptions& opt
   for (int64_t row = 0; row < pack.num_samples(); ++row) add({&pack, {static_cast<uint64_t>(row), row, 0}, false});
   if (options.class_images.pack != nullptr) add({options.class_images.pack, {0, 0, 0}, true});
   return {texts.begin(), texts.end()};
+}
+
+std::vector<int64_t> repeats_of(const Pack& pack, const std::vector<int64_t>& held_out_rows) {
+  std::vector<int64_t> repeats;
+  if (pack.num_images_in_epoch() == pack.num_samples() && held_out_rows.empty()) return repeats;
+  for (int64_t row = 0; row < pack.num_samples(); ++row) repeats.push_back(pack.repeats(row));
+  for (const int64_t row : held_out_rows) repeats.at(static_cast<size_t>(row)) = 0;
+  return repeats;
+}
+
+Batch held_out_batch(const Pack& pack, const DataLoaderOptions& training, int64_t row) {
+  DataLoaderOptions options = training;
+  options.transform.center_crop = true;
+  options.transform.random_flip = false;
+  options.captions.caption_dropout_rate = options.captions.caption_tag_dropout_rate = 0;
+  options.captions.caption_dropout_every_n_epochs = 0;
+  const Row of_pack{&pack, {static_cast<uint64_t>(row), row, 0}, false};
+  Batch batch = empty_batch(0, 1, options);
+  batch.sample_ids = {row};
+  batch.captions = {caption_of(of_pack, options)};
+  batch.images = {add_picture(batch, 0, of_pack, options)};
+  batch.vae_noise.zero_();
+  batch.noise = batch.timesteps = at::Tensor();
+  if (options.tokenize) batch.input_ids = options.tokenize(batch.captions);
+  if (options.tokenize_2) batch.input_ids_2 = options.tokenize_2(batch.captions);
+  return batch;
 }
 
 struct DataLoader::Impl {

@@ -54,6 +54,7 @@ struct ClassImages {
 struct DataLoaderOptions {
   uint64_t seed = 0;
   int64_t num_samples = 0;  ///< images in an epoch, from the pack's first row on, each by its repeats; 0: all
+  std::vector<int64_t> held_out_rows;  ///< of the pack: they are in no epoch
   int64_t train_batch_size = 1;
   int num_workers = 2;      ///< threads; 0 makes each batch inside next()
   int prefetch_batches = 4; ///< at most this many ready or in the making, so memory stays flat
@@ -66,8 +67,8 @@ struct DataLoaderOptions {
   TimestepOptions timesteps;
   CaptionOptions captions;
   bool loss_masks = false;  ///< read the masks of the rows
-  bool draw_noise_offset = false, draw_input_perturbation = false;
   MultiresNoiseOptions multires_noise;
+  bool draw_noise_offset = false, draw_input_perturbation = false;
   /// Each image's noise_offset or input_perturbation is times a uniform number of its own.
   bool noise_offset_random_strength = false, input_perturbation_random_strength = false;
   /// Copies the moments of a row of the pack (or of the class pack) to `out` instead of decoding the picture; called from the
@@ -80,6 +81,14 @@ struct DataLoaderOptions {
 /// The distinct texts, sorted, that the rows' captions give, "" among them: all a run trains on, unless its captions are shuffled or
 /// drawn (then those of each row's first draw). What a cache of text embeddings is made of.
 std::vector<std::string> texts_of(const Pack& pack, const DataLoaderOptions& options);
+
+/// How often an epoch has each row of `pack`, 0 for those that are held out; empty: each once.
+std::vector<int64_t> repeats_of(const Pack& pack, const std::vector<int64_t>& held_out_rows);
+
+/// One row of the pack as it is whenever it is asked for, R = 1: cropped in the middle, not flipped, no caption or tag dropped, what else
+/// is drawn of its caption drawn for slot = row; `vae_noise` is zero, so that its latents are the VAE's means. Noise and timesteps are
+/// left undefined. Throws what DataLoader::next() throws.
+Batch held_out_batch(const Pack& pack, const DataLoaderOptions& options, int64_t row);
 
 class DataLoader {
  public:

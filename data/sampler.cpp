@@ -23,7 +23,7 @@ std::vector<Slot> Sampler::micro_batch(int64_t m) const {
   for (int64_t i = 0; i < train_batch_size_; ++i) {
     const int64_t slot = m * train_batch_size_ + i;
     const int64_t epoch = slot / num_samples_;
-    const Permutation order(seed_, static_cast<uint64_t>(epoch), num_samples_, class_images_);
+    const Permutation order(seed_, static_cast<uint64_t>(epoch), num_samples_, purpose_of(Purpose::permutation, class_images_));
     int64_t row = order(slot % num_samples_);
     if (!end_of_row_.empty())
       row = std::upper_bound(end_of_row_.begin(), end_of_row_.end(), row) - end_of_row_.begin();

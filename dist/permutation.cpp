@@ -3,7 +3,6 @@
 #include <bit>
 
 #include "dist/error.h"
-#include "dist/philox.h"
 
 namespace lorashard {
 namespace {
@@ -15,22 +14,20 @@ int half_bits_for(int64_t n) { return (std::bit_width(static_cast<uint64_t>(n - 
 
 }  // namespace
 
-Permutation::Permutation(uint64_t seed, uint64_t epoch, int64_t n, bool class_images)
-    : seed_(seed), epoch_(epoch), n_(n), half_bits_(n < 1 ? 0 : half_bits_for(n)), class_images_(class_images) {
+Permutation::Permutation(uint64_t seed, uint64_t epoch, int64_t n, Purpose purpose)
+    : seed_(seed), epoch_(epoch), n_(n), half_bits_(n < 1 ? 0 : half_bits_for(n)), purpose_(purpose) {
   LORASHARD_CHECK(n >= 1 && half_bits_ <= kMaxHalfBits, "a permutation of {} rows", n);
 }
 
 int64_t Permutation::operator()(int64_t i) const {
   LORASHARD_CHECK(i >= 0 && i < n_, "row {} of {}", i, n_);
-  uint32_t purpose = static_cast<uint32_t>(Purpose::permutation);
-  if (class_images_) purpose += static_cast<uint32_t>(Purpose::class_image);
   const uint32_t mask = (uint32_t{1} << half_bits_) - 1;
   uint64_t x = static_cast<uint64_t>(i);
   do {
     uint32_t left = static_cast<uint32_t>(x >> half_bits_), right = static_cast<uint32_t>(x) & mask;
     for (uint32_t round = 0; round < kRounds; ++round) {
       const uint32_t block = round << kMaxHalfBits | right;
-      const uint32_t mixed = left ^ (philox(seed_, epoch_, static_cast<Purpose>(purpose), block)[0] & mask);
+      const uint32_t mixed = left ^ (philox(seed_, epoch_, purpose_, block)[0] & mask);
       left = right;
       right = mixed;
     }

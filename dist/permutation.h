@@ -3,12 +3,14 @@
 #pragma once
 #include <cstdint>
 
+#include "dist/philox.h"
+
 namespace lorashard {
 
 class Permutation {
  public:
-  /// `n` >= 1 rows; pure function of (seed, epoch, n). `class_images` picks the class pack's own permutation.
-  Permutation(uint64_t seed, uint64_t epoch, int64_t n, bool class_images = false);
+  /// `n` >= 1 rows; pure function of (seed, epoch, n, purpose): the class pack and the rows that are held out have their own.
+  Permutation(uint64_t seed, uint64_t epoch, int64_t n, Purpose purpose = Purpose::permutation);
   /// Image of `i`, 0 <= i < n.
   int64_t operator()(int64_t i) const;
 
@@ -16,7 +18,7 @@ class Permutation {
   uint64_t seed_, epoch_;
   int64_t n_;
   int half_bits_;
-  bool class_images_;
+  Purpose purpose_;
 };
 
 }  // namespace lorashard

@@ -27,12 +27,12 @@ std::string number(double value) { return std::isfinite(value) ? fmt::format("{}
 
 std::string json_line(const StepMetrics& m) {
   return fmt::format(
-      "{{\"global_step\": {}, \"epoch\": {}, \"loss\": {}, \"lr\": {}, \"grad_norm\": {}, \"skipped\": {}, "
+      "{{\"global_step\": {}, \"epoch\": {}, \"loss\": {}, {}\"lr\": {}, \"grad_norm\": {}, \"skipped\": {}, "
       "\"loss_scale\": {}, \"peak_device_memory_bytes\": {}, "
       "\"step_ms\": {}, "
       "\"images_per_second\": {}, \"world_size\": {}, \"data_wait_ms\": {}, \"checkpoint_wait_ms\": {}, "
       "\"checkpoint_snapshot_ms\": {}, \"wall_s\": {}}}\n",
-      m.global_step, number(m.epoch), number(m.loss), number(m.lr), number(m.grad_norm), m.skipped,
+      m.global_step, number(m.epoch), number(m.loss), m.val_loss ? fmt::format("\"val_loss\": {}, ", number(*m.val_loss)) : "", number(m.lr), number(m.grad_norm), m.skipped,
       number(m.loss_scale), m.peak_device_memory_bytes, number(m.step_ms), number(m.images_per_second), m.world_size,
       number(m.data_wait_ms), number(m.checkpoint_wait_ms), number(m.checkpoint_snapshot_ms), number(m.wall_s));
 }
@@ -79,6 +79,7 @@ struct Metrics::Impl {
                                      {"train/data_wait_ms", m.data_wait_ms}}) {
       if (std::isfinite(value)) events->scalar(tag, m.global_step, value);
     }
+    if (m.val_loss && std::isfinite(*m.val_loss)) events->scalar("val/loss", m.global_step, *m.val_loss);
   }
 
   void show(const StepMetrics& m) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@ struct StepMetrics {
   int64_t global_step = 0;  ///< from 1
   double epoch = 0;         ///< images seen / images in the pack
   double loss = 0, lr = 0, grad_norm = 0;
+  std::optional<double> val_loss;        ///< on the pictures that are held out, of steps that have one
   bool skipped = false;
   double loss_scale = 1;                 ///< that the step's gradients were made with
   double step_ms = 0, data_wait_ms = 0;  ///< of this rank

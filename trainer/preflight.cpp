@@ -7,6 +7,7 @@
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "trainer/checkpoint.h"
+#include "trainer/held_out_loss.h"
 
 namespace lorashard {
 
@@ -37,7 +38,9 @@ void require_custom_prompts(const Recipe& recipe, const Pack& pack) {
 
 int64_t num_train_samples(const Recipe& recipe, const Pack& pack) {
   const int64_t limit = recipe.data.max_train_samples;
-  return limit > 0 ? std::min(pack.num_images_in_epoch(), limit) : pack.num_images_in_epoch();
+  int64_t images = pack.num_images_in_epoch();
+  for (const int64_t row : held_out_rows(recipe, pack)) images -= pack.repeats(row);
+  return limit > 0 ? std::min(images, limit) : images;
 }
 
 std::string data_hash(const Pack& pack, const Pack* class_pack) {
@@ -66,13 +69,13 @@ std::optional<std::filesystem::path> checkpoint_to_resume(const Recipe& recipe) 
   return newest;
 }
 
-StableDiffusionOptions base_options(const Recipe& recipe, at::Device device) {
-  StableDiffusionOptions options;
-  options.variant = recipe.model.variant;
 at::ScalarType dtype_of(const std::string& precision) {
   return precision == "bf16" ? at::kBFloat16 : precision == "fp16" ? at::kHalf : at::kFloat;
 }
 
+StableDiffusionOptions base_options(const Recipe& recipe, at::Device device) {
+  StableDiffusionOptions options;
+  options.variant = recipe.model.variant;
   options.config_folder = recipe.model.config;
   options.tokenizer = recipe.model.tokenizer_name;
   options.vae_folder = recipe.model.pretrained_vae_model_name_or_path;

@@ -15,7 +15,7 @@ namespace lorashard {
 void prepare_output_dir(const std::filesystem::path& output_dir);
 /// With dreambooth.custom_instance_prompts: some picture must have a caption of its own.
 void require_custom_prompts(const Recipe& recipe, const Pack& pack);
-/// Images in an epoch.
+/// Images in an epoch, without those of rows that are held out.
 int64_t num_train_samples(const Recipe& recipe, const Pack& pack);
 /// What a checkpoint remembers the training data by: the pack's hash, and behind it the class pack's where there is one.
 std::string data_hash(const Pack& pack, const Pack* class_pack);

@@ -1,4 +1,4 @@
-// Keys of [validation]. None is identity: pictures change nothing about the training.
+// Keys of [validation]. Pictures change nothing about the training, so only validation_split is identity.
 #include "models/sampling_scheduler.h"
 #include "trainer/recipe_checks.h"
 
@@ -35,6 +35,9 @@ void add_validation_fields(Fields& f, Recipe& r) {
   f.push_back({"validation", "at_start", &v.at_start, anything(), kFree,
                "Make them before the first step too: what the base alone does."});
   f.push_back({"validation", "at_end", &v.at_end, anything(), kFree, "Make them after the last step."});
+  f.push_back({"validation", "validation_split", &v.validation_split, below_one(), kIdentity,
+               "Hold this part of the pictures out of training, chosen by the seed, and log the loss on them as val_loss with the "
+               "steps that validation_steps or validation_epochs name, and the last with at_end. 0: none."});
   f.push_back({"validation", "validation_seed", &v.validation_seed, at_least(0), kFree,
                "Seed of the pictures' noise. Without it: the run's seed."});
   f.push_back({"validation", "num_inference_steps", &v.num_inference_steps, between(1, 1000), kFree,

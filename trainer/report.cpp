@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "data/data_loader.h"
 #include "data/image_transform.h"
 #include "data/image_write.h"
 #include "data/pack.h"
@@ -19,6 +20,8 @@
 #include "models/diffusers_folder.h"
 #include "models/single_file.h"
 #include "trainer/first_use_pack.h"
+#include "trainer/held_out_loss.h"
+#include "trainer/preflight.h"
 #include "trainer/recipe.h"
 #include "trainer/svg_text.h"
 
@@ -94,7 +97,8 @@ std::vector<ReportPicture> first_pictures(const Recipe& recipe, const Pack& pack
   const auto planes = at::empty({3, side, side}, at::kFloat);
   std::vector<ReportPicture> pictures;
   for (const auto& [slot, row, epoch] :
-       Sampler(seed, num_samples, std::min(num_samples, kMostPictures)).micro_batch(0)) {
+       Sampler(seed, num_samples, std::min(num_samples, kMostPictures), /*class_images=*/false,
+               repeats_of(pack, held_out_rows(recipe, pack))).micro_batch(0)) {
     transform_image(decode_image(pack.read_image(row), pack.file_name(row)), options, seed, slot, false, planes);
     const auto pixels = planes.permute({1, 2, 0}).mul(0.5).add(0.5).mul(255).round().to(at::kByte).contiguous();
     const auto* bytes = pixels.const_data_ptr<uint8_t>();
@@ -188,8 +192,7 @@ RunSummary write_report(const std::filesystem::path& run_dir, const std::filesys
   std::string note;
   try {
     const Pack pack(find_pack(recipe, run_dir));
-    const int64_t most = recipe.data.max_train_samples;
-    summary.num_samples = most > 0 ? std::min(most, pack.num_samples()) : pack.num_samples();
+    summary.num_samples = num_train_samples(recipe, pack);
     pictures = first_pictures(recipe, pack, summary.num_samples);
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::internal) throw;

@@ -15,13 +15,14 @@
 #include "trainer/conditioning.h"
 #include "trainer/diffusion_loss.h"
 #include "trainer/export.h"
+#include "trainer/held_out_loss.h"
 #include "trainer/lora_setup.h"
 #include "trainer/make_optimizer.h"
 #include "trainer/model_card.h"
 #include "trainer/preflight.h"
 #include "trainer/step_update.h"
-#include "trainer/weights_digest.h"
 #include "trainer/weight_norms.h"
+#include "trainer/weights_digest.h"
 
 namespace lorashard {
 namespace {
@@ -31,27 +32,6 @@ constexpr int64_t kMaxSkippedInARow = 8;
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
-
-/// While it lives `live` holds the values of `shown`, where that is defined; then its own again.
-class InPlaceOf {
- public:
-  InPlaceOf(at::Tensor& live, const at::Tensor& shown) : live_(live) {
-    if (!shown.defined()) return;
-    const at::NoGradGuard no_grad;
-    own_ = live.clone();
-    live_.copy_(shown);
-  }
-  ~InPlaceOf() {
-    const at::NoGradGuard no_grad;
-    if (own_.defined()) live_.copy_(own_);
-  }
-  InPlaceOf(const InPlaceOf&) = delete;
-  InPlaceOf& operator=(const InPlaceOf&) = delete;
-
- private:
-  at::Tensor& live_;
-  at::Tensor own_;
-};
 
 }  // namespace
 
@@ -63,11 +43,12 @@ void Trainer::train() {
   // Pictures of the base alone; or those in whose making the run was stopped that is now resumed.
   if (!validate()) throw stopped_on_request("before the first of its steps");
   while (global_step_ < max_train_steps) {
-    // 1. One optimizer step.
+    // 1. One optimizer step, and the loss on the pictures that are held out.
     activity().step = global_step_ + 1;
     StepMetrics metrics = train_step(global_step_);
     ++global_step_;
     metrics.global_step = global_step_;
+    metrics.val_loss = validation_loss();
 
     // 2. What one rank knows and all must act on: a request to stop, a write that failed.
     const auto any = any_rank(communicator_, {stop_requested(), checkpoint_writer_ && checkpoint_writer_->failed()});
@@ -146,7 +127,6 @@ StepMetrics Trainer::train_step(int64_t step) {
 
     // 3. Backward: gradients of the adapter alone, into its one flat tensor; then into the sum that order can't change. The loss
     // scale of fp16 is divided out there.
-  if (recipe_.lora.scale_weight_norms && !update.skipped) limit_weight_norms(adapter_, *recipe_.lora.scale_weight_norms);
     adapter_.flat_gradients().zero_();
     (metrics.loss_scale == 1 ? out.loss : out.loss * metrics.loss_scale).backward();
     reduction_->add(adapter_.flat_gradients(), out.loss.detach(), metrics.loss_scale);
@@ -166,6 +146,7 @@ StepMetrics Trainer::train_step(int64_t step) {
   metrics.loss = update.mean_loss;
   metrics.grad_norm = update.grad_norm;
   metrics.skipped = update.skipped;
+  if (recipe_.lora.scale_weight_norms && !update.skipped) limit_weight_norms(adapter_, *recipe_.lora.scale_weight_norms);
   skipped_in_a_row_ = update.skipped ? skipped_in_a_row_ + 1 : 0;
   loss_scale_.update(update.skipped);
   if (ema_ && !update.skipped) ema_->step(adapter_.flat_parameters(), optimizer_->updates());
@@ -180,12 +161,19 @@ StepMetrics Trainer::train_step(int64_t step) {
   return metrics;
 }
 
+std::optional<double> Trainer::validation_loss() {
+  if (held_out_rows_.empty() || !validation_due(recipe_, num_samples_, global_step_)) return std::nullopt;
+  const AverageInPlace average(ema_.get(), adapter_.flat_parameters());  // of what is exported, as the pictures
+  return held_out_loss(communicator_, base_, *pack_, loader_options(), held_out_rows_,
+                       {.deterministic = recipe_.train.deterministic,
+                        .do_edm_style_training = recipe_.train.do_edm_style_training,
+                        .texts = texts_.get()});
+}
+
 bool Trainer::validate() {
   if (!validation_ || !validation_->due(global_step_)) return true;
   const AverageInPlace average(ema_.get(), adapter_.flat_parameters());  // pictures of what is exported
   const int64_t resumed_at = resumed_ ? resumed_->global_step : -1;
-  // With a moving average the pictures are of the adapter that would be exported.
-  const InPlaceOf shown(adapter_.flat_parameters(), ema_ ? ema_->state().tensors.at("parameters") : at::Tensor());
   return validation_->run(
       global_step_, [this](const std::function<void()>& action) { checkpoint_writer_->guard(action); },
       [&](const std::string& png, bool is_new) {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "data/data_loader.h"
 #include "data/pack.h"
@@ -61,6 +62,8 @@ class Trainer {
 
   /// One optimizer step over all ranks: trainer.cpp, top to bottom.
   StepMetrics train_step(int64_t step);
+  /// The loss on the held-out pictures, where this step has one and no request to stop ended it.
+  std::optional<double> validation_loss();
   /// The values that are exported: the average's with use_ema, else the adapter's.
   const at::Tensor& exported_parameters(const TrainingState& state) const;
   /// The state as a checkpoint has it; its tensors are those of the training.
@@ -95,6 +98,7 @@ class Trainer {
 
   int64_t num_micro_batches_ = 0;  // M of an optimizer step, over all ranks
   int64_t num_samples_ = 0;        // rows trained on
+  std::vector<int64_t> held_out_rows_;  // of the pack, with validation_split
   int64_t global_step_ = 0;
   int64_t skipped_in_a_row_ = 0;
   std::unique_ptr<Optimizer> optimizer_;

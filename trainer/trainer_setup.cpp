@@ -12,6 +12,7 @@
 #include "models/state_dict.h"
 #include "trainer/class_pictures.h"
 #include "trainer/first_use_pack.h"
+#include "trainer/held_out_loss.h"
 #include "trainer/latent_cache.h"
 #include "trainer/lora_setup.h"
 #include "trainer/make_optimizer.h"
@@ -85,7 +86,10 @@ std::unique_ptr<Pack> Trainer::open_pictures(const PictureSource& source) {
 void Trainer::open_pack() {
   pack_ = open_pictures(training_pictures(recipe_));
   run_agreed(communicator_, "opening the training data", [&] { require_custom_prompts(recipe_, *pack_); });
-  num_samples_ = num_train_samples(recipe_, *pack_);
+  run_agreed(communicator_, "opening the training data", [&] {
+    held_out_rows_ = held_out_rows(recipe_, *pack_);
+    num_samples_ = num_train_samples(recipe_, *pack_);
+  });
 }
 
 void Trainer::open_class_pack() {
@@ -154,7 +158,7 @@ void Trainer::open_caches() {
                                {.folder = folder, .base_hash = base_hash_, .arithmetic = arithmetic, .transform = options.transform,
                                 .num_rows = num_images > 0 ? std::min(pack.num_samples(), num_images) : pack.num_samples()});
     };
-    latents_ = open(*pack_, num_samples_);
+    latents_ = open(*pack_, held_out_rows_.empty() ? num_samples_ : 0);
     if (class_pack_) class_latents_ = open(*class_pack_, recipe_.dreambooth.num_class_images);
   }
   if (data.cache_text_embeddings) {
@@ -215,6 +219,7 @@ DataLoaderOptions Trainer::loader_options() const {
   DataLoaderOptions options;
   options.seed = static_cast<uint64_t>(recipe_.seed);
   options.num_samples = num_samples_;
+  options.held_out_rows = held_out_rows_;
   options.train_batch_size = recipe_.train.train_batch_size;
   options.num_workers = static_cast<int>(recipe_.data.dataloader_num_workers);
   options.prefetch_batches = std::max(4, 2 * options.num_workers);
@@ -233,27 +238,27 @@ DataLoaderOptions Trainer::loader_options() const {
   options.timesteps = timestep_options(recipe_, base_.noise_scheduler->config().num_train_timesteps);
   options.captions = caption_options(recipe_);
   options.loss_masks = loss_options_.masked_loss;
+  options.multires_noise = {.iterations = recipe_.noise.multires_noise_iterations, .discount = recipe_.noise.multires_noise_discount};
   options.draw_noise_offset = recipe_.train.noise_offset != 0;
   options.draw_input_perturbation = recipe_.train.input_perturbation != 0;
   options.noise_offset_random_strength = recipe_.noise.noise_offset_random_strength;
   options.input_perturbation_random_strength = recipe_.noise.input_perturbation_random_strength;
   options.tokenize = [tokenizer = base_.tokenizer](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
-  options.multires_noise = {.iterations = recipe_.noise.multires_noise_iterations, .discount = recipe_.noise.multires_noise_discount};
   if (base_.is_sdxl()) {
     options.tokenize_2 = [tokenizer = base_.tokenizer_2](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
   }
-  return options;
-}
-
-void Trainer::start_loader() {
-  const World& world = communicator_.world();
-  DataLoaderOptions options = loader_options();
   if (latents_) {
     const bool both_sides = recipe_.data.random_flip;
     options.read_moments = [this, both_sides](bool class_image, int64_t row, bool flipped, float* out) {
       (class_image ? class_latents_ : latents_)->read_row(both_sides ? 2 * row + (flipped ? 1 : 0) : row, out);
     };
   }
+  return options;
+}
+
+void Trainer::start_loader() {
+  const World& world = communicator_.world();
+  const DataLoaderOptions options = loader_options();
   const MicroBatchSchedule schedule(num_micro_batches_, world.rank, world.world_size, global_step_, *recipe_.train.max_train_steps);
   micro_batches_per_step_ = schedule.per_step();
   loader_ = std::make_unique<DataLoader>(*pack_, options, schedule);

@@ -38,7 +38,7 @@ std::string last_name(const std::string& path) { return fs::absolute(path).lexic
 
 bool validation_due(const Recipe& recipe, int64_t num_samples, int64_t step) {
   const Recipe::Validation& v = recipe.validation;
-  if (v.validation_prompt.texts.empty()) return false;
+  if (v.validation_prompt.texts.empty() && v.validation_split == 0) return false;
   if (step == 0) return v.at_start;
   if (step == *recipe.train.max_train_steps && v.at_end) return true;
   if (v.validation_steps) return step % *v.validation_steps == 0;

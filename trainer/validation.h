@@ -18,7 +18,7 @@
 
 namespace lorashard {
 
-/// Whether `recipe` (resolved) wants pictures after `step` optimizer steps; step 0 is before the first. An epoch ends
+/// Whether `recipe` (resolved) wants pictures, or the loss on held-out ones, after `step` optimizer steps; step 0 is before the first. An epoch ends
 /// with the step that has seen its last image.
 bool validation_due(const Recipe& recipe, int64_t num_samples, int64_t step);
 

@@ -125,6 +125,47 @@ TEST_F(DataLoaderTest, AMicroBatchIsTheSameWhateverCameBeforeIt) {
   }
 }
 
+TEST_F(DataLoaderTest, HeldOutRowsAreInNoEpochAndTheOthersInEach) {
+  auto chosen = options(0);
+  chosen.held_out_rows = {1, 6};
+  auto batches = loader(chosen);
+  std::vector<int> times(kNumSamples);
+  for (int m = 0; m < 20; ++m)
+    for (const int64_t row : batches.next().sample_ids) ++times[static_cast<size_t>(row)];
+  EXPECT_THAT(times, testing::ElementsAre(8, 0, 8, 8, 8, 8, 0));
+}
+
+TEST_F(DataLoaderTest, AHeldOutRowIsTheSameWhateverIsDrawnInTraining) {
+  auto chosen = options(0);
+  chosen.captions.caption_dropout_rate = 1;
+  chosen.captions.caption_tag_dropout_rate = 1;
+  const Batch batch = held_out_batch(*pack_, chosen, 5);
+  EXPECT_THAT(batch.sample_ids, testing::ElementsAre(5));
+  EXPECT_THAT(batch.captions, testing::ElementsAre("caption 5"));
+  EXPECT_EQ(batch.input_ids.item<int64_t>(), 9);
+  EXPECT_FALSE(batch.images[0].flipped);
+  EXPECT_FALSE(batch.vae_noise.any().item<bool>());
+  chosen.transform.center_crop = true;
+  chosen.transform.random_flip = false;
+  const at::Tensor pixels = at::empty({3, 16, 16}, at::kFloat);
+  transform_image(decode_image(pack_->read_image(5), "5"), chosen.transform, 0, 0, false, pixels);
+  EXPECT_TRUE(at::equal(batch.pixel_values[0], pixels));
+}
+
+TEST_F(DataLoaderTest, MultiresNoiseTakesThePlaceOfTheNoiseAlone) {
+  auto chosen = options(0);
+  chosen.latent_height = chosen.latent_width = 8;
+  const Batch plain = loader(chosen).next();
+  chosen.multires_noise.iterations = 4;
+  const Batch batch = loader(chosen).next();
+  EXPECT_TRUE(at::equal(batch.vae_noise, plain.vae_noise));
+  EXPECT_TRUE(at::equal(batch.timesteps, plain.timesteps));
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_FALSE(at::allclose(batch.noise[i], plain.noise[i], 0.1, 0.1));
+    EXPECT_NEAR(batch.noise[i].std().item<double>(), 1, 1e-6);
+  }
+}
+
 TEST_F(DataLoaderTest, EveryFieldComesFromTheSlot) {
   const auto chosen = options(2);
   auto batches = loader(chosen);

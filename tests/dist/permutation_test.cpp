@@ -80,7 +80,7 @@ TEST(Permutation, PlacesEachRowEvenlyOverEpochs) {
 }
 
 TEST(Permutation, DiffersByEpochAndSeedAndPack) {
-  const Permutation one(1, 0, 1000), next(1, 1, 1000), other(2, 0, 1000), classes(1, 0, 1000, true);
+  const Permutation one(1, 0, 1000), next(1, 1, 1000), other(2, 0, 1000), classes(1, 0, 1000, purpose_of(Purpose::permutation, true));
   int equal_next = 0, equal_other = 0, equal_classes = 0;
   for (int64_t i = 0; i < 1000; ++i) {
     equal_next += one(i) == next(i);

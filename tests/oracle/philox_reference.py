@@ -68,11 +68,11 @@ def dropout_mask(seed, slot, module, p, shape, class_image=False, purpose=LORA_D
     return (w >= np.uint64(int(p * 2**32))).reshape(-1)[:count].reshape(shape)
 
 
-def permutation(seed, epoch, n, i, class_images=False):
+def permutation(seed, epoch, n, i, class_images=False, purpose=PERMUTATION):
     """Where row `i` of `n` goes in epoch `epoch`: a Feistel network of eight rounds, walked back into range."""
     half = ((n - 1).bit_length() + 1) // 2
     mask = (1 << half) - 1
-    purpose = PERMUTATION + (CLASS_IMAGE if class_images else 0)
+    purpose = purpose + (CLASS_IMAGE if class_images else 0)
     while True:
         left, right = i >> half, i & mask
         for round_number in range(8):
@@ -81,6 +81,11 @@ def permutation(seed, epoch, n, i, class_images=False):
         i = left << half | right
         if i < n:
             return i
+
+
+def held_out_rows(seed, n, split):
+    """Rows of a pack of `n` that validation_split holds out."""
+    return sorted(permutation(seed, 0, n, i, purpose=HELD_OUT_ROWS) for i in range(int(n * split)))
 
 
 def sample_id(seed, slot, n, class_images=False):

@@ -202,7 +202,9 @@ class Replay:
         data = self.recipe["data"]
         pack = self._pack(self.dreambooth.get("instance_data_dir") or data["train_data_dir"], "pack")
         self.image_sizes = self._image_sizes(pack)
-        self.captions, self.images = read_captions(pack), read_images_of_epoch(pack)
+        self.captions = read_captions(pack)
+        self.held_out_rows = philox.held_out_rows(self.recipe["seed"], len(self.captions), self.recipe["validation"]["validation_split"])
+        self.images = [row for row in read_images_of_epoch(pack) if row not in self.held_out_rows]
         self.num_samples = min(len(self.images), data.get("max_train_samples") or len(self.images))
         if self.with_class_images:
             class_pack = self._pack(self.dreambooth["class_data_dir"], "class-pack")

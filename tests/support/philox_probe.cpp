@@ -46,7 +46,7 @@ void draw(const char* in, const char* out) {
   for (int64_t i = 0; i < orders.size(0); ++i) {
     const int64_t n = orders[i][2];
     const Permutation permutation(static_cast<uint64_t>(orders[i][0]), static_cast<uint64_t>(orders[i][1]), n,
-                                  orders[i][3] != 0);
+                                  purpose_of(Purpose::permutation, orders[i][3] != 0));
     at::Tensor order = at::empty({n}, at::kLong);
     for (int64_t row = 0; row < n; ++row) order.mutable_data_ptr<int64_t>()[row] = permutation(row);
     drawn[fmt::format("permutations.{}", i)] = order;
