@@ -162,6 +162,9 @@ TEST(RecipeParse, RequiredKeysAreNamedWhenMissing) {
 TEST(RecipeParse, KeysThatExcludeEachOtherAreRefused) {
   EXPECT_THAT(fault(with("total_batch_size = 8\ngradient_accumulation_steps = 2\n")), HasSubstr("exclude each other"));
   EXPECT_THAT(fault(with("num_train_epochs = 8\n")), HasSubstr("exclude each other"));
+  EXPECT_THAT(fault(kSmall, {"noise.multires_noise_iterations=6", "train.noise_offset=0.1"}), HasSubstr("exclude each other"));
+  for (const char* key : {"lora.rank_dropout=0.1", "lora.module_dropout=0.1", "lora.scale_weight_norms=1.0"})
+    EXPECT_THAT(fault(kSmall, {"lora.use_dora=true", key}), HasSubstr("'lora.use_dora' excludes"));
   EXPECT_THAT(fault("output_dir='a'\n[model]\npretrained_model_name_or_path='b'\n[data]\ntrain_data_dir='p'\n"),
               HasSubstr("neither 'train.max_train_steps' nor 'train.num_train_epochs'"));
   EXPECT_THAT(fault(with("train_batch_size = 4\ntotal_batch_size = 6\n")),

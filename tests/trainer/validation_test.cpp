@@ -10,6 +10,7 @@
 namespace lorashard {
 namespace {
 
+using testing::Contains;
 using testing::ElementsAre;
 using testing::IsEmpty;
 
@@ -28,11 +29,13 @@ Recipe recipe_of(int64_t steps, int64_t images_a_step) {
   return recipe;
 }
 
-TEST(Validation, WithoutAPromptNothingIsDue) {
+TEST(Validation, WithoutAPromptAndASplitNothingIsDue) {
   Recipe recipe = recipe_of(10, 4);
   recipe.validation.validation_prompt.texts.clear();
   recipe.validation.at_start = true;
   EXPECT_THAT(due_steps(recipe, 8), IsEmpty());
+  recipe.validation.validation_split = 0.1;
+  EXPECT_THAT(due_steps(recipe, 8), Contains(10)) << "the loss on held-out pictures needs no prompt";
 }
 
 TEST(Validation, StepsAreCountedFromOneAndTheLastIsIn) {
