@@ -34,12 +34,14 @@ double row_loss(const StableDiffusion& base, const Pack& pack, const DataLoaderO
   Batch batch = held_out_batch(pack, loader, row);
   for (at::Tensor* tensor : tensors_of(batch)) *tensor = tensor->to(base.device);
   const Conditioning conditioning = encode(base, batch, options.deterministic, /*train_text_encoder=*/false, options.texts);
+  LossOptions plain;
+  plain.do_edm_style_training = options.do_edm_style_training;
   double sum = 0;
   const std::vector<int64_t> timesteps = held_out_timesteps(loader.timesteps);
   for (size_t i = 0; i < timesteps.size(); ++i) {
     batch.noise = noise_of(conditioning.latents, loader.seed, row, static_cast<uint32_t>(i));
     batch.timesteps = at::full({1}, timesteps[i], at::dtype(at::kLong).device(base.device));
-    sum += diffusion_loss(base, conditioning, batch, {.do_edm_style_training = options.do_edm_style_training}).loss.item<double>();
+    sum += diffusion_loss(base, conditioning, batch, plain).loss.item<double>();
   }
   return sum / static_cast<double>(timesteps.size());
 }
