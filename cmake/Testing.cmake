@@ -78,7 +78,7 @@ function(lorashard_sanitized_library)
   endforeach()
   set_target_properties(lorashard_sanitized PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
   target_include_directories(lorashard_sanitized SYSTEM PRIVATE ${HDF5_INCLUDE_DIRS})
-  target_compile_definitions(lorashard_sanitized PRIVATE SPDLOG_FMT_EXTERNAL)
+  target_compile_definitions(lorashard_sanitized PRIVATE SPDLOG_FMT_EXTERNAL "LORASHARD_VERSION=\"${PROJECT_VERSION}\"")
   target_link_libraries(lorashard_sanitized
     PUBLIC lorashard_options lorashard_torch Threads::Threads nlohmann_json::nlohmann_json
     PRIVATE ${HDF5_C_LIBRARIES} PkgConfig::VIPS PkgConfig::XXHASH spdlog::spdlog OpenSSL::Crypto tomlplusplus::tomlplusplus)
