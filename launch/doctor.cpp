@@ -251,7 +251,7 @@ std::string look_at_device(Recipe& recipe) {
     return fmt::format("cuda, {}", precision);
   }
   if (wanted == "cuda") {
-    throw Error(ErrorKind::usage, fmt::format("'distributed.device' = \"cuda\", but {}", why),
+    throw Error(ErrorKind::usage, fmt::format("taking a GPU for each rank, as device \"cuda\" asks: {}", why),
                 "distributed.device = \"cpu\" trains without a GPU");
   }
   recipe.distributed.device = "cpu";

@@ -13,9 +13,10 @@ namespace lorashard {
 /// One line of metrics.jsonl, as far as the report wants it. NaN where the line has no number.
 struct RecordedStep {
   int64_t global_step = 0;
-  double loss = 0, lr = 0, images_per_second = 0, data_wait_ms = 0, wall_s = 0;
+  double loss = 0, lr = 0, images_per_second = 0, wall_s = 0;
   bool skipped = false;
   int64_t world_size = 0;  ///< 0: not recorded
+  double data_wait_ms = 0;
   int64_t peak_device_memory_bytes = 0;
 };
 

@@ -370,7 +370,7 @@ class Replay:
             return self.text_encoder(self.trace[at + "input_ids"])[0], {}
         if not self.is_sdxl:
             states = self.text_encoder(self.trace[at + "input_ids"], output_hidden_states=True).hidden_states
-            return self.text_encoder.text_model.final_layer_norm(states[-(clip_skip + 1)]), {}
+            return getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm(states[-(clip_skip + 1)]), {}
         first = self.text_encoder(self.trace[at + "input_ids"], output_hidden_states=True)
         second = self.text_encoder_2(self.trace[at + "input_ids_2"], output_hidden_states=True)
         time_ids = torch.tensor([self._time_ids(slot, shift) for slot, shift in rows], dtype=torch.float32)

@@ -87,7 +87,7 @@ def limit_weight_norms(weights, scales, max_norm):
     """apply_max_norm_regularization of kohya's sd-scripts."""
     for key in [key for key in weights if key.endswith(("down.weight", "lora_A.weight"))]:
         down, up = weights[key], weights[key.replace(".down.", ".up.").replace("lora_A", "lora_B")]
-        norm = (up.flatten(1) @ down.flatten(1) * scales[key]).norm().clamp(min=max_norm / 2)
+        norm = (up.double().flatten(1) @ down.double().flatten(1) * scales[key]).norm().clamp(min=max_norm / 2)
         root = (norm.clamp(max=max_norm) / norm) ** 0.5
         down.mul_(root)
         up.mul_(root)

@@ -85,7 +85,10 @@ def test_without_guidance(base, tmp_path):
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
-def test_without_the_last_layers_of_the_text_encoders(base, tmp_path, clip_skip):
+def test_without_the_last_layers_of_the_text_encoders(base, tmp_path, clip_skip, monkeypatch):
+    # diffusers 0.42.1 looks for final_layer_norm a level deeper than transformers 5 has it.
+    if not hasattr(base[1].text_encoder, "text_model"):
+        monkeypatch.setattr(type(base[1].text_encoder), "text_model", property(lambda self: self), raising=False)
     compare(*make(base, tmp_path, clip_skip=clip_skip))
 
 

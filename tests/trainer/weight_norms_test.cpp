@@ -12,7 +12,7 @@ namespace lorashard {
 namespace {
 
 double norm_of_change(const LoraPair& pair) {
-  return at::mm(pair.up.flatten(1), pair.down.flatten(1)).norm().item<double>() * pair.scale;
+  return at::mm(pair.up.flatten(1).to(at::kDouble), pair.down.flatten(1).to(at::kDouble)).norm().item<double>() * pair.scale;
 }
 
 TEST(WeightNorms, LayersAboveTheLimitComeDownToItAndTheOthersStay) {
