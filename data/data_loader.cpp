@@ -14,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include "data/bucket_sampler.h"
 #include "data/loss_mask.h"
 #include "dist/error.h"
 #include "dist/philox.h"
@@ -33,20 +34,28 @@ struct Row {
   const Pack* pack;
   Slot place;
   bool class_image;
+  Framing framing = {};
 
   Purpose purpose(Purpose of_instance) const { return purpose_of(of_instance, class_image); }
 };
 
 int64_t sum(const std::vector<int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
 
-/// Where the rows of a micro-batch come from. `class_sampler` only with prior preservation.
+/// Where the rows of a micro-batch come from. With buckets `bucket_sampler`, else `sampler`; `class_sampler` only with
+/// prior preservation.
 struct Samplers {
-  Samplers(const Pack& pack, const DataLoaderOptions& options) : Samplers(pack, options, repeats_of(pack, options.held_out_rows)) {}
-
-  Samplers(const Pack& pack, const DataLoaderOptions& options, const std::vector<int64_t>& repeats)
-      : sampler(options.seed, options.num_samples > 0 ? options.num_samples : repeats.empty() ? pack.num_samples() : sum(repeats),
-                options.train_batch_size, /*class_images=*/false, repeats),
-        timesteps(options.timesteps) {
+  Samplers(const Pack& pack, const DataLoaderOptions& options) : timesteps(options.timesteps) {
+    if (options.buckets) {
+      LORASHARD_CHECK(options.held_out_rows.empty(), "{} rows held out of buckets", options.held_out_rows.size());
+      manager.emplace(*options.buckets);
+      const int64_t num_samples = options.num_samples > 0 ? options.num_samples : pack.num_images_in_epoch();
+      bucket_sampler.emplace(options.seed, options.train_batch_size, make_buckets(pack, *manager, num_samples));
+    } else {
+      const std::vector<int64_t> repeats = repeats_of(pack, options.held_out_rows);
+      const int64_t all = repeats.empty() ? pack.num_samples() : sum(repeats);
+      sampler.emplace(options.seed, options.num_samples > 0 ? options.num_samples : all, options.train_batch_size, /*class_images=*/false,
+                      repeats);
+    }
     const ClassImages& of_class = options.class_images;
     if (of_class.pack == nullptr) return;
     const int64_t num_class_images = of_class.num_class_images > 0 ? of_class.num_class_images : of_class.pack->num_samples();
@@ -56,26 +65,45 @@ struct Samplers {
   /// [instance..., class...]
   std::vector<Row> rows(const Pack& pack, const DataLoaderOptions& options, int64_t micro_batch) const {
     std::vector<Row> rows;
-    for (const Slot& place : sampler.micro_batch(micro_batch)) rows.push_back({&pack, place, false});
-    if (!class_sampler) return rows;
-    for (const Slot& place : class_sampler->micro_batch(micro_batch)) rows.push_back({options.class_images.pack, place, true});
+    ImageSize bucket;
+    if (bucket_sampler) {
+      const BucketSampler::MicroBatch found = bucket_sampler->micro_batch(micro_batch);
+      bucket = found.size;
+      for (const Slot& place : found.slots) rows.push_back({&pack, place, false});
+    } else {
+      for (const Slot& place : sampler->micro_batch(micro_batch)) rows.push_back({&pack, place, false});
+    }
+    if (class_sampler) {
+      for (const Slot& place : class_sampler->micro_batch(micro_batch))
+        rows.push_back({options.class_images.pack, place, true});
+    }
+    for (Row& row : rows) row.framing = framing_of(row, options, bucket);
     return rows;
   }
 
-  Sampler sampler;
-  std::optional<Sampler> class_sampler;
+  Framing framing_of(const Row& row, const DataLoaderOptions& options, ImageSize bucket) const {
+    const ImageSize size = row.pack->size(row.place.row);
+    if (!manager) return square_framing(size, options.transform.resolution);
+    return row.class_image ? covering(size, bucket) : manager->select_bucket(size, row.pack->file_name(row.place.row));
+  }
+
+  std::optional<BucketManager> manager;
+  std::optional<BucketSampler> bucket_sampler;
+  std::optional<Sampler> sampler, class_sampler;
   TimestepDistribution timesteps;
 };
 
-Batch empty_batch(int64_t micro_batch, int64_t num_rows, const DataLoaderOptions& options) {
-  const int64_t side = options.transform.resolution;
-  const std::vector<int64_t> latent_shape{num_rows, options.latent_channels, options.latent_height, options.latent_width};
+/// For `num_rows` pictures of `size`.
+Batch empty_batch(int64_t micro_batch, int64_t num_rows, ImageSize size, const DataLoaderOptions& options) {
+  const int64_t latent_height = size.height / options.vae_scale_factor,
+                latent_width = size.width / options.vae_scale_factor;
+  const std::vector<int64_t> latent_shape{num_rows, options.latent_channels, latent_height, latent_width};
   Batch batch;
   batch.micro_batch = micro_batch;
   if (options.read_moments) {
-    batch.moments = at::empty({num_rows, 2 * options.latent_channels, options.latent_height, options.latent_width}, at::kFloat);
+    batch.moments = at::empty({num_rows, 2 * options.latent_channels, latent_height, latent_width}, at::kFloat);
   } else {
-    batch.pixel_values = at::empty({num_rows, 3, side, side}, at::kFloat);
+    batch.pixel_values = at::empty({num_rows, 3, size.height, size.width}, at::kFloat);
   }
   batch.vae_noise = at::empty(latent_shape, at::kFloat);
   batch.noise = at::empty(latent_shape, at::kFloat);
@@ -97,13 +125,14 @@ std::string caption_of(const Row& row, const DataLoaderOptions& options) {
 
 /// The picture of row `i`, or what a cache has of it.
 TransformedImage add_picture(Batch& batch, int64_t i, const Row& row, const DataLoaderOptions& options) {
-  const uint64_t seed = options.seed, slot = row.place.slot;
-  if (!options.read_moments) {
+  const TransformedImage plan = plan_transform(row.pack->size(row.place.row), row.framing, options.transform,
+                                               options.seed, row.place.slot, row.class_image);
+  if (options.read_moments) {
+    options.read_moments(row.class_image, row.place.row, plan, batch.moments[i].mutable_data_ptr<float>());
+  } else {
     const Image image = decode_image(row.pack->read_image(row.place.row), row.pack->file_name(row.place.row));
-    return transform_image(image, options.transform, seed, slot, row.class_image, batch.pixel_values[i]);
+    apply_transform(image, options.transform.interpolation, plan, batch.pixel_values[i]);
   }
-  const TransformedImage plan = plan_transform(row.pack->size(row.place.row), options.transform, seed, slot, row.class_image);
-  options.read_moments(row.class_image, row.place.row, plan.flipped, batch.moments[i].mutable_data_ptr<float>());
   return plan;
 }
 
@@ -153,28 +182,29 @@ void draw_extra_noise(const DataLoaderOptions& options, const std::vector<Row>& 
 
 /// What the loss of each image is multiplied by: the mask of its row, all ones where it has none, and its weight.
 void read_loss_factors(const DataLoaderOptions& options, const std::vector<Row>& rows, Batch& batch) {
-  const auto size = static_cast<int64_t>(rows.size()), latents = options.latent_height * options.latent_width;
+  const int64_t size = batch.noise.size(0), height = batch.noise.size(2), width = batch.noise.size(3);
   const bool weights = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.pack->has_weights(); });
-  if (options.loss_masks) batch.loss_mask = at::empty({size, 1, options.latent_height, options.latent_width}, at::kFloat);
+  if (options.loss_masks) batch.loss_mask = at::empty({size, 1, height, width}, at::kFloat);
   if (weights) batch.loss_weights = at::empty({size}, at::kFloat);
   for (int64_t i = 0; i < size; ++i) {
     const Pack& pack = *rows[i].pack;
     const int64_t row = rows[i].place.row;
     if (weights) batch.loss_weights.mutable_data_ptr<float>()[i] = static_cast<float>(pack.weight(row));
     if (!options.loss_masks) continue;
-    const std::span<float> out(batch.loss_mask.mutable_data_ptr<float>() + i * latents, static_cast<size_t>(latents));
+    const std::span<float> out(batch.loss_mask.mutable_data_ptr<float>() + i * height * width,
+                               static_cast<size_t>(height * width));
     const std::vector<uint8_t> bytes = pack.read_mask(row);
     if (bytes.empty())
       std::fill(out.begin(), out.end(), 1.0F);
     else
       write_loss_mask(decode_image(bytes, "the mask of " + pack.file_name(row)), batch.images[i],
-                      options.transform.resolution, out);
+                      options.vae_scale_factor, out);
   }
 }
 
 Batch make_batch(const Pack& pack, const DataLoaderOptions& options, const Samplers& samplers, int64_t micro_batch) {
   const std::vector<Row> rows = samplers.rows(pack, options, micro_batch);
-  Batch batch = empty_batch(micro_batch, static_cast<int64_t>(rows.size()), options);
+  Batch batch = empty_batch(micro_batch, static_cast<int64_t>(rows.size()), rows[0].framing.cropped, options);
   for (const Row& row : rows) {
     if (!row.class_image) batch.slots.push_back(row.place.slot);
     (row.class_image ? batch.class_sample_ids : batch.sample_ids).push_back(row.place.row);
@@ -224,8 +254,8 @@ Batch held_out_batch(const Pack& pack, const DataLoaderOptions& training, int64_
   options.transform.random_flip = false;
   options.captions.caption_dropout_rate = options.captions.caption_tag_dropout_rate = 0;
   options.captions.caption_dropout_every_n_epochs = 0;
-  const Row of_pack{&pack, {static_cast<uint64_t>(row), row, 0}, false};
-  Batch batch = empty_batch(0, 1, options);
+  const Row of_pack{&pack, {static_cast<uint64_t>(row), row, 0}, false, square_framing(pack.size(row), options.transform.resolution)};
+  Batch batch = empty_batch(0, 1, of_pack.framing.cropped, options);
   batch.sample_ids = {row};
   batch.captions = {caption_of(of_pack, options)};
   batch.images = {add_picture(batch, 0, of_pack, options)};

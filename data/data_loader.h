@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "data/bucket_manager.h"
 #include "data/captions.h"
 #include "data/image_transform.h"
 #include "data/multires_noise.h"
@@ -19,7 +21,8 @@
 namespace lorashard {
 
 /// With prior preservation the B class images stand behind the B instance images, [instance..., class...], in everything that
-/// is [R]: R = 2B. Otherwise R = B.
+/// is [R]: R = 2B. Otherwise R = B. All pictures have one size H x W: the recipe's resolution, or the bucket of the
+/// micro-batch; h and w are those of latents.
 struct Batch {
   int64_t micro_batch = 0;              ///< its number m in the run
   std::vector<uint64_t> slots;          ///< [B]; the class image of a row has its slot
@@ -28,15 +31,15 @@ struct Batch {
   std::vector<std::string> captions;    ///< [R] as slot_caption() gives them
   std::vector<TransformedImage> images; ///< [R] sizes and crops
   at::Tensor pixel_values;              ///< fp32 [R, 3, H, W] in [-1, 1]; undefined where `moments` is there instead
-  at::Tensor moments;                   ///< fp32 [R, 8, H/8, W/8], the VAE's of these pictures, read from a cache; or undefined
+  at::Tensor moments;                   ///< fp32 [R, 8, h, w], the VAE's of these pictures, read from a cache; or undefined
   at::Tensor input_ids;                 ///< int64 [R, 77]
   at::Tensor input_ids_2;               ///< SDXL: int64 [R, 77] of its second tokenizer; otherwise undefined
-  at::Tensor vae_noise;                 ///< fp32 [R, 4, H/8, W/8], standard normal: the VAE's sample
-  at::Tensor noise;                     ///< fp32 [R, 4, H/8, W/8], standard normal, with multires_noise
+  at::Tensor vae_noise;                 ///< fp32 [R, 4, h, w], standard normal: the VAE's sample
+  at::Tensor noise;                     ///< fp32 [R, 4, h, w], standard normal, with multires_noise
   at::Tensor timesteps;                 ///< int64 [R] in [0, num_train_timesteps)
   at::Tensor noise_offset;              ///< fp32 [R, 4, 1, 1], standard normal; undefined unless drawn
-  at::Tensor input_perturbation;        ///< fp32 [R, 4, H/8, W/8], standard normal; undefined unless drawn
-  at::Tensor loss_mask;                 ///< fp32 [R, 1, H/8, W/8] in [0, 1]; undefined unless asked for
+  at::Tensor input_perturbation;        ///< fp32 [R, 4, h, w], standard normal; undefined unless drawn
+  at::Tensor loss_mask;                 ///< fp32 [R, 1, h, w] in [0, 1]; undefined unless asked for
   at::Tensor loss_weights;              ///< fp32 [R] of the rows; undefined where the pack has none
   double wait_ms = 0;                   ///< how long next() waited for it
 };
@@ -59,8 +62,10 @@ struct DataLoaderOptions {
   int num_workers = 2;      ///< threads; 0 makes each batch inside next()
   int prefetch_batches = 4; ///< at most this many ready or in the making, so memory stays flat
   TransformOptions transform;
+  /// Pictures keep their aspect ratio: each micro-batch is of one bucket, and the class images beside it are cropped to that size.
+  std::optional<BucketOptions> buckets;
   int64_t latent_channels = 4;
-  int64_t latent_height = 64, latent_width = 64;
+  int64_t vae_scale_factor = 8;  ///< pixels along the side of a latent
   bool own_captions = true;    ///< false: instance_prompt is the caption of every row of the pack
   std::string instance_prompt;  ///< the caption of rows that have none of their own
   ClassImages class_images;
@@ -71,9 +76,9 @@ struct DataLoaderOptions {
   bool draw_noise_offset = false, draw_input_perturbation = false;
   /// Each image's noise_offset or input_perturbation is times a uniform number of its own.
   bool noise_offset_random_strength = false, input_perturbation_random_strength = false;
-  /// Copies the moments of a row of the pack (or of the class pack) to `out` instead of decoding the picture; called from the
-  /// loader's threads. Empty: pictures are decoded.
-  std::function<void(bool class_image, int64_t row, bool flipped, float* out)> read_moments;
+  /// Copies the moments of a row of the pack (or of the class pack) to `out` instead of decoding the picture, which would be framed and
+  /// flipped as `picture` says; called from the loader's threads. Empty: pictures are decoded.
+  std::function<void(bool class_image, int64_t row, const TransformedImage& picture, float* out)> read_moments;
   /// Captions to input_ids and input_ids_2 [B, length]; called from the loader's threads. Empty: undefined.
   std::function<at::Tensor(const std::vector<std::string>&)> tokenize, tokenize_2;
 };

@@ -52,44 +52,54 @@ ImageSize resized_size(ImageSize size, int64_t resolution) {
   return tall ? ImageSize{new_long, resolution} : ImageSize{resolution, new_long};
 }
 
-TransformedImage plan_transform(ImageSize original_size, const TransformOptions& options, uint64_t seed, uint64_t slot, bool class_image) {
-  const int64_t side = options.resolution;
-  const ImageSize size = resized_size(original_size, side);
-  TransformedImage plan{.original_size = original_size};
+Framing square_framing(ImageSize size, int64_t resolution) {
+  return {.resized = resized_size(size, resolution), .cropped = {resolution, resolution}};
+}
+
+TransformedImage plan_transform(ImageSize size, const Framing& framing, const TransformOptions& options, uint64_t seed,
+                                uint64_t slot, bool class_image) {
+  const auto& [resized, cropped] = framing;
+  LORASHARD_CHECK(resized.height >= cropped.height && resized.width >= cropped.width, "{} x {} of {} x {}",
+                  cropped.width, cropped.height, resized.width, resized.height);
+  TransformedImage plan{.original_size = size, .framing = framing};
   if (options.center_crop) {
-    plan.crop_top = center_position(size.height, side);
-    plan.crop_left = center_position(size.width, side);
+    plan.crop_top = center_position(resized.height, cropped.height);
+    plan.crop_left = center_position(resized.width, cropped.width);
   } else {
     const auto words = philox(seed, slot, purpose_of(Purpose::crop, class_image), 0);
-    plan.crop_top = random_position(words[0], size.height - side + 1);
-    plan.crop_left = random_position(words[1], size.width - side + 1);
+    plan.crop_top = random_position(words[0], resized.height - cropped.height + 1);
+    plan.crop_left = random_position(words[1], resized.width - cropped.width + 1);
   }
   plan.flipped = options.random_flip && uniform(seed, slot, purpose_of(Purpose::flip, class_image)) < 0.5;
   plan.flip_before_crop = options.flip_before_crop;
   return plan;
 }
 
-Region cropped_region(const TransformedImage& picture, ImageSize resized, int64_t side) {
-  // The crop at x of the flipped picture is the flipped crop at width - side - x.
+Region cropped_region(const TransformedImage& picture) {
+  const auto& [resized, cropped] = picture.framing;
+  // The crop at x of the flipped picture is the flipped crop at resized - cropped - x.
   const bool mirrored = picture.flipped && picture.flip_before_crop;
-  const int64_t left = mirrored ? resized.width - side - picture.crop_left : picture.crop_left;
-  return {picture.crop_top, left, side, side};
+  const int64_t left = mirrored ? resized.width - cropped.width - picture.crop_left : picture.crop_left;
+  return {picture.crop_top, left, cropped.height, cropped.width};
 }
 
-void apply_transform(const Image& image, const TransformOptions& options, const TransformedImage& plan, at::Tensor pixel_values) {
-  const int64_t side = options.resolution;
-  LORASHARD_CHECK(pixel_values.numel() == 3 * side * side && pixel_values.is_contiguous() &&
+void apply_transform(const Image& image, Interpolation interpolation, const TransformedImage& plan,
+                     at::Tensor pixel_values) {
+  const ImageSize& cropped = plan.framing.cropped;
+  LORASHARD_CHECK(pixel_values.numel() == 3 * cropped.height * cropped.width && pixel_values.is_contiguous() &&
                       pixel_values.scalar_type() == at::kFloat,
-                  "pixel_values of {} elements for resolution {}", pixel_values.numel(), side);
-  const ImageSize size = resized_size({image.height, image.width}, side);
-  write_planes(resize_region(image, size, cropped_region(plan, size, side), options.interpolation), plan.flipped,
+                  "pixel_values of {} elements for {} x {} pixels", pixel_values.numel(), cropped.width,
+                  cropped.height);
+  write_planes(resize_region(image, plan.framing.resized, cropped_region(plan), interpolation), plan.flipped,
                pixel_values.mutable_data_ptr<float>());
 }
 
 TransformedImage transform_image(const Image& image, const TransformOptions& options, uint64_t seed, uint64_t slot,
                                  bool class_image, at::Tensor pixel_values) {
-  const TransformedImage plan = plan_transform({image.height, image.width}, options, seed, slot, class_image);
-  apply_transform(image, options, plan, std::move(pixel_values));
+  const ImageSize size{image.height, image.width};
+  const TransformedImage plan =
+      plan_transform(size, square_framing(size, options.resolution), options, seed, slot, class_image);
+  apply_transform(image, options.interpolation, plan, std::move(pixel_values));
   return plan;
 }
 

@@ -9,9 +9,9 @@
 
 namespace lorashard {
 
-/// Writes the mean of the mask's red channel over the pixels of each latent, in [0, 1], to `out` (row-major, square;
-/// its side divides `resolution`). `picture` says how the picture was cropped and flipped at `resolution`. The mask is
-/// resized by area (Interpolation::box). Thread-safe.
-void write_loss_mask(const Image& mask, const TransformedImage& picture, int64_t resolution, std::span<float> out);
+/// Writes the mean of the mask's red channel over the pixels of each latent, in [0, 1], to `out` (row-major [height, width] of the
+/// picture's crop divided by `vae_scale_factor`, the side of a latent in pixels). `picture` says how the picture, as large as the
+/// mask, was resized, cropped and flipped. The mask is resized by area (Interpolation::box). Thread-safe.
+void write_loss_mask(const Image& mask, const TransformedImage& picture, int64_t vae_scale_factor, std::span<float> out);
 
 }  // namespace lorashard

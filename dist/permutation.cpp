@@ -14,8 +14,8 @@ int half_bits_for(int64_t n) { return (std::bit_width(static_cast<uint64_t>(n - 
 
 }  // namespace
 
-Permutation::Permutation(uint64_t seed, uint64_t epoch, int64_t n, Purpose purpose)
-    : seed_(seed), epoch_(epoch), n_(n), half_bits_(n < 1 ? 0 : half_bits_for(n)), purpose_(purpose) {
+Permutation::Permutation(uint64_t seed, uint64_t slot, int64_t n, Purpose purpose)
+    : seed_(seed), slot_(slot), n_(n), half_bits_(n < 1 ? 0 : half_bits_for(n)), purpose_(purpose) {
   LORASHARD_CHECK(n >= 1 && half_bits_ <= kMaxHalfBits, "a permutation of {} rows", n);
 }
 
@@ -27,7 +27,7 @@ int64_t Permutation::operator()(int64_t i) const {
     uint32_t left = static_cast<uint32_t>(x >> half_bits_), right = static_cast<uint32_t>(x) & mask;
     for (uint32_t round = 0; round < kRounds; ++round) {
       const uint32_t block = round << kMaxHalfBits | right;
-      const uint32_t mixed = left ^ (philox(seed_, epoch_, purpose_, block)[0] & mask);
+      const uint32_t mixed = left ^ (philox(seed_, slot_, purpose_, block)[0] & mask);
       left = right;
       right = mixed;
     }

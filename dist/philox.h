@@ -34,6 +34,8 @@ enum class Purpose : uint32_t {
   module_dropout = 28,        ///< plus 2^16 times the position of the module
   held_out_rows = 29,         ///< which rows are held out (a permutation, epoch 0)
   held_out_noise = 30,        ///< plus 2^16 times the number of the timestep (slot = row)
+  bucket_order = 31,          ///< order of the micro-batches in an epoch with buckets (slot = epoch)
+  bucket_images = 32,         ///< order of the images of a bucket (slot = epoch * number of buckets + the bucket's place)
   class_image = 0x8000,  ///< added to the purposes above for the class image of the same slot
 };
 

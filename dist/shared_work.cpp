@@ -46,7 +46,7 @@ void share_work(Communicator& communicator, const SharedWork& work, const std::f
     });
     const auto any = any_rank(communicator, {next < count, stop_requested()});
     if (!any[0]) return;
-    const int64_t done = pieces_of_all(communicator, pieces), total = count * work.pieces_per_item;
+    const int64_t done = pieces_of_all(communicator, pieces), total = work.num_pieces > 0 ? work.num_pieces : count;
     if (any[1]) {
       throw AgreedError(Error(ErrorKind::stopped, fmt::format("{}: stopped on request after {} of {}", work.doing_what, done, total),
                               "start the same command again to go on; what is done is kept"),

@@ -14,7 +14,7 @@ namespace lorashard {
 struct SharedWork {
   std::string doing_what;        ///< "encoding the pictures", for the log and for errors
   std::vector<int64_t> items = {};  ///< the same on every rank; item `i` of the list is done by rank i mod world_size
-  int64_t pieces_per_item = 1;   ///< for the progress in the log
+  int64_t num_pieces = 0;        ///< of all items, for the progress in the log; 0: one an item
   double round_s = 2;            ///< how long a rank works before the ranks agree; a piece is never cut
 };
 

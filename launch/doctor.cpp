@@ -139,7 +139,7 @@ struct Findings {
   Recipe recipe;
   std::unique_ptr<Pack> pack, class_pack;
   std::string base_hash;
-  int64_t num_samples = 0;
+  int64_t images_per_epoch = 0;
   std::optional<fs::path> checkpoint;
   std::optional<TrainingState> saved;
   StableDiffusion base;
@@ -153,17 +153,21 @@ std::string look_at_data(Findings& findings) {
     if (!is_pack(source.pack)) {
       const ImageFolder pictures = list_pictures(folder, source.options.folder);
       const int64_t count = static_cast<int64_t>(pictures.images.size()), limit = recipe.data.max_train_samples;
-      findings.num_samples = limit > 0 ? std::min(count, limit) : count;
-      return fmt::format("'{}': {} pictures, {} left out; packed at the first start, which decodes them all",
-                         folder.string(), count, pictures.left_out.size());
+      findings.images_per_epoch = limit > 0 ? std::min(count, limit) : count;
+      return fmt::format(
+          "'{}': {} pictures, {} left out; packed at the first start, which decodes them all{}", folder.string(), count,
+          pictures.left_out.size(),
+          recipe.data.enable_bucket ? "; their buckets, and so the length of an epoch, are known then" : "");
     }
     pack_on_first_use(source);  // there already: checks that it is of this folder
     folder = source.pack;
   }
   findings.pack = std::make_unique<Pack>(folder);
-  findings.num_samples = num_train_samples(recipe, *findings.pack);
-  return fmt::format("'{}': a pack of {} pictures, {} trained on", folder.string(), findings.pack->num_samples(),
-                     findings.num_samples);
+  const int64_t num_samples = num_train_samples(recipe, *findings.pack);
+  const std::vector<Bucket> buckets = train_buckets(recipe, *findings.pack);
+  findings.images_per_epoch = images_per_epoch(recipe, num_samples, buckets);
+  return fmt::format("'{}': a pack of {} pictures, {} trained on{}", folder.string(), findings.pack->num_samples(),
+                     num_samples, buckets.empty() ? "" : "; buckets: " + describe(buckets));
 }
 
 const std::string& base_hash_of(Findings& findings) {
@@ -200,7 +204,7 @@ std::string look_at_checkpoints(Findings& findings) {
 std::string look_at_steps(Findings& findings, int ranks, int local_ranks) {
   Recipe& recipe = findings.recipe;
   if (findings.saved) adopt_resolved_values(recipe, *findings.saved);
-  resolve_recipe(recipe, ranks, local_ranks, findings.num_samples);
+  resolve_recipe(recipe, ranks, local_ranks, findings.images_per_epoch);
   const int64_t num_micro_batches = micro_batches_of(recipe);
   return fmt::format(
       "{} steps of {} micro-batches of {} on {} {} with {} {} each{}", *recipe.train.max_train_steps, num_micro_batches,
@@ -237,7 +241,9 @@ void look_at_base(Report& report, Findings& findings, const Machine& machine, in
   }
   report.check("resolution", [&] {
     require_resolution_fits(recipe, findings.base);
-    return fmt::format("{} fits the base model", recipe.data.resolution);
+    return fmt::format("{} fits the base model",
+                       recipe.data.enable_bucket ? fmt::format("bucket_reso_steps = {}", recipe.data.bucket_reso_steps)
+                                                 : std::to_string(recipe.data.resolution));
   });
 }
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "data/bucket_sampler.h"
 #include "data/pack.h"
 #include "dist/error.h"
 #include "dist/sha256.h"
@@ -91,11 +92,19 @@ Json inspect_safetensors(const std::filesystem::path& path, bool all) {
   return out;
 }
 
-Json inspect_pack(const std::filesystem::path& path, bool verify) {
+/// `resolution`: what the buckets are shown for, with a recipe's defaults beside it.
+Json inspect_pack(const std::filesystem::path& path, bool verify, int64_t resolution) {
   const Pack pack(path);
   if (verify) pack.verify();
   Json out = {{"kind", "pack"}, {"path", path.string()}, {"num_samples", pack.num_samples()}, {"hash", pack.hash()}};
   out["every_byte_verified"] = verify;
+  BucketOptions buckets{.resolution = resolution};
+  const int64_t step = buckets.bucket_reso_steps;
+  buckets.min_bucket_reso = std::min(buckets.min_bucket_reso, resolution / step * step);
+  buckets.max_bucket_reso = std::max(buckets.max_bucket_reso, (resolution + step - 1) / step * step);
+  out["num_images_in_epoch"] = pack.num_images_in_epoch();
+  out["resolution"] = resolution;
+  out["buckets"] = describe(make_buckets(pack, BucketManager(buckets), pack.num_images_in_epoch()));
   Json first = Json::array();
   for (int64_t row = 0; row < std::min<int64_t>(5, pack.num_samples()); ++row) {
     const ImageSize size = pack.size(row);
@@ -136,13 +145,13 @@ Json inspect_base(const std::filesystem::path& path) {
           {"hash", base_model_hash(path)}};
 }
 
-Json inspect(const std::filesystem::path& path, bool verify, bool all) {
+Json inspect(const std::filesystem::path& path, bool verify, bool all, int64_t resolution) {
   if (!std::filesystem::exists(path)) {
     throw Error(ErrorKind::usage, fmt::format("inspecting '{}': there is no such file or folder", path.string()));
   }
   if (std::filesystem::is_regular_file(path))
     return looks_like_adapter(path) ? inspect_adapter(path, all) : inspect_safetensors(path, all);
-  if (is_pack(path)) return inspect_pack(path, verify);
+  if (is_pack(path)) return inspect_pack(path, verify, resolution);
   if (std::filesystem::exists(path / "manifest.json")) return inspect_checkpoint(path);
   if (std::filesystem::exists(path / "recipe.toml")) return inspect_run(path);
   if (std::filesystem::exists(path / "unet" / "config.json")) return inspect_base(path);
@@ -170,15 +179,22 @@ void add_inspect_command(CLI::App& app) {
   struct Options {
     std::string path;
     bool json = false, verify = false, all = false;
+    int64_t resolution = 512;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("inspect", "say what a file or folder is and holds");
   command->add_option("path", options->path, "adapter, safetensors file, pack, checkpoint, run directory or base model")->required();
   command->add_flag("--verify", options->verify, "read every byte of a pack and compare every hash (checkpoints always are)");
   command->add_flag("--all", options->all, "every layer or tensor of a file, not the first 8");
+  command
+      ->add_option("--resolution", options->resolution,
+                   "the data.resolution that a pack's buckets are shown for; the other keys as a "
+                   "recipe has them by default")
+      ->check(CLI::Range(64, 16384))
+      ->capture_default_str();
   command->add_flag("--json", options->json, "JSON on stdout instead of text on stderr");
   command->callback([options] {
-    const Json found = inspect(options->path, options->verify, options->all);
+    const Json found = inspect(options->path, options->verify, options->all, options->resolution);
     if (options->json) {
       std::cout << found.dump(2) << '\n';
     } else {

@@ -8,6 +8,7 @@
 #include "dist/error.h"
 #include "trainer/checkpoint.h"
 #include "trainer/held_out_loss.h"
+#include "trainer/recipe_options.h"
 
 namespace lorashard {
 
@@ -41,6 +42,16 @@ int64_t num_train_samples(const Recipe& recipe, const Pack& pack) {
   int64_t images = pack.num_images_in_epoch();
   for (const int64_t row : held_out_rows(recipe, pack)) images -= pack.repeats(row);
   return limit > 0 ? std::min(images, limit) : images;
+}
+
+std::vector<Bucket> train_buckets(const Recipe& recipe, const Pack& pack) {
+  const auto options = bucket_options(recipe);
+  return options ? make_buckets(pack, BucketManager(*options), num_train_samples(recipe, pack)) : std::vector<Bucket>();
+}
+
+int64_t images_per_epoch(const Recipe& recipe, int64_t num_train_samples, const std::vector<Bucket>& buckets) {
+  if (buckets.empty()) return num_train_samples;
+  return micro_batches_per_epoch(buckets, recipe.train.train_batch_size) * recipe.train.train_batch_size;
 }
 
 std::string data_hash(const Pack& pack, const Pack* class_pack) {
@@ -89,10 +100,12 @@ StableDiffusionOptions base_options(const Recipe& recipe, at::Device device) {
 
 void require_resolution_fits(const Recipe& recipe, const StableDiffusion& base) {
   const int64_t multiple = base.vae_scale_factor() << (base.unet->config().block_out_channels.size() - 1);
-  if (recipe.data.resolution % multiple == 0) return;
+  const bool buckets = recipe.data.enable_bucket;
+  const int64_t side = buckets ? recipe.data.bucket_reso_steps : recipe.data.resolution;
+  if (side % multiple == 0) return;
   throw Error(ErrorKind::usage,
-              fmt::format("checking the recipe against the base model: 'data.resolution' = {} is not a multiple of {}",
-                          recipe.data.resolution, multiple),
+              fmt::format("checking the recipe against the base model: '{}' = {} is not a multiple of {}",
+                          buckets ? "data.bucket_reso_steps" : "data.resolution", side, multiple),
               "the UNet halves the latents several times; choose the nearest multiple");
 }
 

@@ -48,6 +48,9 @@ struct Recipe {
   struct Data {
     std::string train_data_dir;
     int64_t resolution = 512;
+    bool enable_bucket = false;
+    int64_t min_bucket_reso = 256, max_bucket_reso = 1024, bucket_reso_steps = 64;
+    bool bucket_no_upscale = false;
     bool center_crop = false, random_flip = false;
     std::string image_interpolation_mode = "lanczos";
     int64_t max_train_samples = 0;  ///< 0: all
@@ -186,9 +189,9 @@ Recipe parse_recipe(const std::string& toml_text, const std::string& name,
                     const std::vector<std::string>& overrides = {});
 
 /// Fixes what depends on the start: total_batch_size from gradient_accumulation_steps and `world_size`, lora_alpha,
-/// max_train_steps from num_train_epochs and `num_samples`, threads_per_rank. Idempotent. Throws Error(usage) where
+/// max_train_steps from num_train_epochs and the `images_per_epoch`, threads_per_rank. Idempotent. Throws Error(usage) where
 /// they contradict each other.
-void resolve_recipe(Recipe& recipe, int world_size, int local_world_size, int64_t num_samples);
+void resolve_recipe(Recipe& recipe, int world_size, int local_world_size, int64_t images_per_epoch);
 
 /// For a resume, before resolve_recipe: takes total_batch_size from the checkpoint's resolved recipe where `recipe`
 /// gives gradient_accumulation_steps (or neither), so that other ranks keep step, learning rate and length. Does

@@ -57,6 +57,8 @@ std::string string_as_toml(const std::string& text);
 void check_recipe_rules(const Recipe& recipe, const std::string& name);
 /// Those of [dreambooth] and task; called by check_recipe_rules().
 void check_dreambooth_rules(const Recipe& recipe, const std::string& name);
+/// Those of aspect-ratio buckets, in [data].
+void check_bucket_rules(const Recipe& recipe, const std::string& name);
 /// Those of [optimizer], [ema] and [lr_scheduler]: refuses a key that would have no effect with the optimizer chosen.
 void check_optimizer_rules(const Recipe& recipe, const std::string& name);
 

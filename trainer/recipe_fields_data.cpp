@@ -8,7 +8,25 @@ void add_data_fields(Fields& f, Recipe& r) {
                "A pack made by `lorashard pack`, or what that takes, which is packed on first use: an image folder, a folder of parquet "
                "files, a .parquet file. Its content, not its path, is part of the run's identity. Required, but not with task = \"dreambooth\"."});
   f.push_back({"data", "resolution", &r.data.resolution, multiple_of(8, 16384), kIdentity,
-               "Side of the square training pictures in pixels."});
+               "Side of the square training pictures in pixels. With enable_bucket pictures have about the area of "
+               "that square."});
+  f.push_back({"data", "enable_bucket", &r.data.enable_bucket, anything(), kIdentity,
+               "Aspect-ratio buckets, by kohya's rule: instead of squares, pictures are resized to cover the size of "
+               "nearest aspect ratio "
+               "and cropped to it. Each micro-batch is of one size; docs/determinism.md has the rule."});
+  f.push_back({"data", "min_bucket_reso", &r.data.min_bucket_reso, multiple_of(8, 16384), kIdentity,
+               "With enable_bucket, and not with bucket_no_upscale: the shortest side of a bucket, a multiple of "
+               "bucket_reso_steps."});
+  f.push_back({"data", "max_bucket_reso", &r.data.max_bucket_reso, multiple_of(8, 16384), kIdentity,
+               "The longest side, in the same way."});
+  f.push_back({"data", "bucket_reso_steps", &r.data.bucket_reso_steps, multiple_of(8, 16384), kIdentity,
+               "With enable_bucket: the sides of buckets are multiples of it, and it of what the UNet needs (64 for SD "
+               "1.x and 2.x, 32 for "
+               "SDXL)."});
+  f.push_back({"data", "bucket_no_upscale", &r.data.bucket_no_upscale, anything(), kIdentity,
+               "With enable_bucket: pictures are never made larger. Each has the bucket that its own size leaves: made "
+               "smaller to the area of "
+               "the square of the resolution where it has more, then cropped to multiples of bucket_reso_steps."});
   f.push_back(
       {"data", "center_crop", &r.data.center_crop, anything(), kIdentity, "Crop the middle instead of a random place."});
   f.push_back(

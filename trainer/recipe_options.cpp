@@ -34,6 +34,16 @@ void refuse_what_needs_betas(const Recipe& recipe) {
 
 }  // namespace
 
+std::optional<BucketOptions> bucket_options(const Recipe& recipe) {
+  const Recipe::Data& d = recipe.data;
+  if (!d.enable_bucket) return std::nullopt;
+  return BucketOptions{.resolution = d.resolution,
+                       .min_bucket_reso = d.min_bucket_reso,
+                       .max_bucket_reso = d.max_bucket_reso,
+                       .bucket_reso_steps = d.bucket_reso_steps,
+                       .bucket_no_upscale = d.bucket_no_upscale};
+}
+
 CaptionOptions caption_options(const Recipe& recipe) {
   const Recipe::Captions& c = recipe.captions;
   return {.caption_prefix = c.caption_prefix,

@@ -55,16 +55,14 @@ void resolve_total_batch_size(Recipe::Train& train, int world_size) {
   train.gradient_accumulation_steps.reset();
 }
 
-void resolve_max_train_steps(Recipe& recipe, int64_t num_samples) {
-  Recipe::Train& train = recipe.train;
+void resolve_max_train_steps(Recipe::Train& train, int64_t images_per_epoch) {
   if (train.max_train_steps) return;
-  const int64_t used =
-      recipe.data.max_train_samples > 0 ? std::min(num_samples, recipe.data.max_train_samples) : num_samples;
   const int64_t epochs = train.num_train_epochs.value_or(1), total = *train.total_batch_size;
   constexpr int64_t kMostSlots = int64_t{1} << 62;
-  const auto images = used > 0 ? product_up_to(used, epochs, kMostSlots) : std::nullopt;
+  const auto images = images_per_epoch > 0 ? product_up_to(images_per_epoch, epochs, kMostSlots) : std::nullopt;
   if (!images) {
-    refuse(fmt::format("recipe: 'train.num_train_epochs' {} over {} samples gives no length of a run", epochs, used),
+    refuse(fmt::format("recipe: 'train.num_train_epochs' {} over {} samples gives no length of a run", epochs,
+                       images_per_epoch),
            "set train.max_train_steps");
   }
   train.max_train_steps = (*images + total - 1) / total;
@@ -80,6 +78,7 @@ void check_recipe_rules(const Recipe& recipe, const std::string& name) {
     require(recipe.data.train_data_dir, "data.train_data_dir", "the pack or image folder to train on", name);
   }
   require(recipe.output_dir, "output_dir", "the folder that the run is written to", name);
+  check_bucket_rules(recipe, name);
   check_dreambooth_rules(recipe, name);
   if (!recipe.lora.train_text_encoder &&
       recipe.lora.text_encoder_target_modules != Recipe().lora.text_encoder_target_modules) {
@@ -106,6 +105,10 @@ void check_recipe_rules(const Recipe& recipe, const std::string& name) {
   if (train.do_edm_style_training && weighs) {
     refuse(fmt::format("{}: 'train.do_edm_style_training' weighs timesteps by itself", name),
            "leave out snr_gamma, debiased_estimation_loss, v_pred_like_loss and scale_v_pred_loss_like_noise_pred");
+  }
+  if (recipe.data.enable_bucket && recipe.validation.validation_split > 0) {
+    refuse(fmt::format("{}: 'validation.validation_split' and 'data.enable_bucket' don't go together", name),
+           "held-out pictures are squares only: leave one of the two out");
   }
   if (recipe.noise.multires_noise_iterations > 0 && train.noise_offset != 0) {
     refuse(fmt::format("{}: 'noise.multires_noise_iterations' and 'train.noise_offset' exclude each other", name),
@@ -143,10 +146,10 @@ void check_recipe_rules(const Recipe& recipe, const std::string& name) {
   }
 }
 
-void resolve_recipe(Recipe& recipe, int world_size, int local_world_size, int64_t num_samples) {
+void resolve_recipe(Recipe& recipe, int world_size, int local_world_size, int64_t images_per_epoch) {
   check_recipe_rules(recipe, "recipe");
   resolve_total_batch_size(recipe.train, world_size);
-  resolve_max_train_steps(recipe, num_samples);
+  resolve_max_train_steps(recipe.train, images_per_epoch);
   if (!recipe.lora.lora_alpha) recipe.lora.lora_alpha = static_cast<double>(recipe.lora.rank);
   if (recipe.optimizer.scale_lr) {
     // The product is kept and the switch turned off, so that resolving the printed recipe again changes nothing.

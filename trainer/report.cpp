@@ -8,8 +8,10 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <utility>
 
 #include "data/data_loader.h"
+#include "data/bucket_sampler.h"
 #include "data/image_transform.h"
 #include "data/image_write.h"
 #include "data/pack.h"
@@ -23,6 +25,7 @@
 #include "trainer/held_out_loss.h"
 #include "trainer/preflight.h"
 #include "trainer/recipe.h"
+#include "trainer/recipe_options.h"
 #include "trainer/svg_text.h"
 
 namespace lorashard {
@@ -65,10 +68,10 @@ std::string base_name(std::filesystem::path path) {
 
 std::string describe(const Recipe& recipe) {
   const auto total = recipe.train.total_batch_size.value_or(recipe.train.train_batch_size);
-  return fmt::format("{} on {}, LoRA rank {}, {} px, {} image{} a step, {} {}", recipe.task,
+  return fmt::format("{} on {}, LoRA rank {}, {} px{}, {} image{} a step, {} {}", recipe.task,
                      base_name(recipe.model.pretrained_model_name_or_path), recipe.lora.rank, recipe.data.resolution,
-                     total, total == 1 ? "" : "s", recipe.optimizer.optimizer,
-                     short_number(recipe.optimizer.learning_rate));
+                     recipe.data.enable_bucket ? " in buckets" : "", total, total == 1 ? "" : "s",
+                     recipe.optimizer.optimizer, short_number(recipe.optimizer.learning_rate));
 }
 
 /// Whether training flips a picture before it crops it: SDXL's does (trainer/trainer_setup.cpp).
@@ -85,7 +88,29 @@ bool flips_before_crop(const Recipe& recipe) {
   }
 }
 
-/// The pictures of the first slots of the run, each once, with the crop and the flip they were trained with.
+/// The first slots of the run, at most kMostPictures, and how their pictures are framed.
+std::vector<std::pair<Slot, Framing>> first_slots(const Recipe& recipe, const Pack& pack, int64_t num_samples) {
+  const auto seed = static_cast<uint64_t>(recipe.seed);
+  const int64_t count = std::min(num_samples, kMostPictures);
+  std::vector<std::pair<Slot, Framing>> slots;
+  if (const auto options = bucket_options(recipe)) {
+    const BucketManager manager(*options);
+    const BucketSampler sampler(seed, recipe.train.train_batch_size, train_buckets(recipe, pack));
+    for (int64_t m = 0; static_cast<int64_t>(slots.size()) < count; ++m) {
+      for (const Slot& slot : sampler.micro_batch(m).slots) {
+        if (static_cast<int64_t>(slots.size()) < count)
+          slots.emplace_back(slot, manager.select_bucket(pack.size(slot.row), pack.file_name(slot.row)));
+      }
+    }
+    return slots;
+  }
+  const std::vector<int64_t> repeats = repeats_of(pack, held_out_rows(recipe, pack));
+  for (const Slot& slot : Sampler(seed, num_samples, count, /*class_images=*/false, repeats).micro_batch(0))
+    slots.emplace_back(slot, square_framing(pack.size(slot.row), recipe.data.resolution));
+  return slots;
+}
+
+/// The pictures of the first slots of the run, with the crop and the flip they were trained with.
 std::vector<ReportPicture> first_pictures(const Recipe& recipe, const Pack& pack, int64_t num_samples) {
   const TransformOptions options{.resolution = recipe.data.resolution,
                                  .center_crop = recipe.data.center_crop,
@@ -93,18 +118,18 @@ std::vector<ReportPicture> first_pictures(const Recipe& recipe, const Pack& pack
                                  .flip_before_crop = flips_before_crop(recipe),
                                  .interpolation = parse_interpolation(recipe.data.image_interpolation_mode)};
   const auto seed = static_cast<uint64_t>(recipe.seed);
-  const int64_t side = options.resolution;
-  const auto planes = at::empty({3, side, side}, at::kFloat);
   std::vector<ReportPicture> pictures;
-  for (const auto& [slot, row, epoch] :
-       Sampler(seed, num_samples, std::min(num_samples, kMostPictures), /*class_images=*/false,
-               repeats_of(pack, held_out_rows(recipe, pack))).micro_batch(0)) {
-    transform_image(decode_image(pack.read_image(row), pack.file_name(row)), options, seed, slot, false, planes);
+  for (const auto& [place, framing] : first_slots(recipe, pack, num_samples)) {
+    const int64_t row = place.row;
+    const ImageSize& size = framing.cropped;
+    const auto planes = at::empty({3, size.height, size.width}, at::kFloat);
+    apply_transform(decode_image(pack.read_image(row), pack.file_name(row)), options.interpolation,
+                    plan_transform(pack.size(row), framing, options, seed, place.slot, /*class_image=*/false), planes);
     const auto pixels = planes.permute({1, 2, 0}).mul(0.5).add(0.5).mul(255).round().to(at::kByte).contiguous();
     const auto* bytes = pixels.const_data_ptr<uint8_t>();
     const bool own_caption = recipe.task != "dreambooth" || recipe.dreambooth.custom_instance_prompts;
     const std::string& caption = own_caption ? pack.caption(row) : recipe.dreambooth.instance_prompt;
-    pictures.push_back({{side, side, {bytes, bytes + pixels.numel()}}, caption});
+    pictures.push_back({{size.height, size.width, {bytes, bytes + pixels.numel()}}, caption});
   }
   return pictures;
 }

@@ -212,9 +212,16 @@ std::string draw_pictures(const RunSummary& summary, const std::vector<ReportPic
   for (size_t i = 0; i < pictures.size(); ++i) {
     const double x = kPictures.x + static_cast<double>(i % columns) * (tile + gap);
     const double y = kPictures.y + static_cast<double>(i / columns) * row_height;
-    const Image small = resize(pictures[i].image, {pixels, pixels}, Interpolation::lanczos);
-    svg += fmt::format("<image x='{:.1f}' y='{:.1f}' width='{:.1f}' height='{:.1f}' xlink:href='{}'/>\n", x, y, tile,
-                       tile, png_data_uri(small));
+    // A picture of another shape than a square is in the middle of its tile.
+    const Image& picture = pictures[i].image;
+    const int64_t longest = std::max(picture.height, picture.width);
+    const ImageSize size{std::max<int64_t>(1, pixels * picture.height / longest),
+                         std::max<int64_t>(1, pixels * picture.width / longest)};
+    const double width = tile * static_cast<double>(picture.width) / static_cast<double>(longest);
+    const double height = tile * static_cast<double>(picture.height) / static_cast<double>(longest);
+    const Image small = resize(picture, size, Interpolation::lanczos);
+    svg += fmt::format("<image x='{:.1f}' y='{:.1f}' width='{:.1f}' height='{:.1f}' xlink:href='{}'/>\n",
+                       x + (tile - width) / 2, y + (tile - height) / 2, width, height, png_data_uri(small));
     svg += fmt::format("<rect x='{:.1f}' y='{:.1f}' width='{:.1f}' height='{:.1f}' fill='none' stroke='{}'/>\n", x, y,
                        tile, tile, kGridLine);
     double baseline = y + tile + 12;

@@ -41,7 +41,7 @@ TextCache::TextCache(Communicator& communicator, const StableDiffusion& base, st
   store_ = std::make_unique<TensorStore>(options.folder / ("texts-" + identity.substr(0, 16)), identity,
                                          static_cast<int64_t>(texts_.size()), row_bytes);
   std::vector<uint8_t> rows;  // of the shard that is being made
-  const auto advance = [&](int64_t shard) {
+  const auto advance = [&](const TensorStore&, int64_t shard) {
     const int64_t done = static_cast<int64_t>(rows.size()) / row_bytes;
     const TextEmbedding text = encode(base, texts_[static_cast<size_t>(store_->first_row(shard) + done)]);
     append(rows, text.encoder_hidden_states);
@@ -51,11 +51,11 @@ TextCache::TextCache(Communicator& communicator, const StableDiffusion& base, st
     rows.clear();
     return true;
   };
-  open_shared_store(communicator, *store_,
-                    {.contents = "cached text embeddings",
-                     .making = "encoding the captions",
-                     .announce = fmt::format("caching the embeddings of {} distinct captions", texts_.size())},
-                    advance);
+  open_shared_stores(communicator, {store_.get(), 1},
+                     {.contents = "cached text embeddings",
+                      .making = "encoding the captions",
+                      .announce = fmt::format("caching the embeddings of {} distinct captions", texts_.size())},
+                     advance);
 }
 
 TextEmbedding TextCache::encode(const StableDiffusion& base, const std::string& text) const {

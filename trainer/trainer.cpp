@@ -157,7 +157,8 @@ StepMetrics Trainer::train_step(int64_t step) {
   if (device_.is_cuda()) metrics.peak_device_memory_bytes = cuda_library().peak_memory_bytes(device_);
   metrics.images_per_second = static_cast<double>(*recipe_.train.total_batch_size) / seconds;
   metrics.world_size = communicator_.world().world_size;
-  metrics.epoch = static_cast<double>((step + 1) * *recipe_.train.total_batch_size) / static_cast<double>(num_samples_);
+  metrics.epoch =
+      static_cast<double>((step + 1) * *recipe_.train.total_batch_size) / static_cast<double>(images_per_epoch_);
   return metrics;
 }
 

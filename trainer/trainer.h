@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "data/bucket_sampler.h"
 #include "data/data_loader.h"
 #include "data/pack.h"
-#include "data/tensor_store.h"
 #include "dist/agreement.h"
 #include "dist/communicator.h"
 #include "dist/reduction.h"
@@ -20,6 +20,7 @@
 #include "trainer/checkpoint_writer.h"
 #include "trainer/ema.h"
 #include "trainer/first_use_pack.h"
+#include "trainer/latent_cache.h"
 #include "trainer/loss_scale.h"
 #include "trainer/loss_weights.h"
 #include "trainer/metrics.h"
@@ -93,12 +94,15 @@ class Trainer {
   std::string base_hash_;
   LoraAdapter adapter_;
   LossOptions loss_options_;
-  std::unique_ptr<TensorStore> latents_, class_latents_;  // with cache_latents
+  std::optional<BucketManager> bucket_manager_;  // with enable_bucket
+  std::vector<Bucket> buckets_;
+  std::unique_ptr<LatentCache> latents_, class_latents_;  // with cache_latents
   std::unique_ptr<TextCache> texts_;                      // with cache_text_embeddings
 
   int64_t num_micro_batches_ = 0;  // M of an optimizer step, over all ranks
-  int64_t num_samples_ = 0;        // rows trained on
+  int64_t num_samples_ = 0;        // images of the pack that an epoch has
   std::vector<int64_t> held_out_rows_;  // of the pack, with validation_split
+  int64_t images_per_epoch_ = 0;   // slots of it: more where buckets are filled up
   int64_t global_step_ = 0;
   int64_t skipped_in_a_row_ = 0;
   std::unique_ptr<Optimizer> optimizer_;

@@ -13,7 +13,6 @@
 #include "trainer/class_pictures.h"
 #include "trainer/first_use_pack.h"
 #include "trainer/held_out_loss.h"
-#include "trainer/latent_cache.h"
 #include "trainer/lora_setup.h"
 #include "trainer/make_optimizer.h"
 #include "trainer/parameter_groups.h"
@@ -55,7 +54,7 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator, at::Device device)
   });
   run_agreed(communicator_, "reading the validation settings", [&] {
     if (recipe_.validation.validation_prompt.texts.empty()) return;
-    validation_ = std::make_unique<Validation>(recipe_, base_, adapter_, communicator_, num_samples_);
+    validation_ = std::make_unique<Validation>(recipe_, base_, adapter_, communicator_, images_per_epoch_);
   });
   run_agreed(communicator_, "opening the run directory", [&] {
     if (!is_main()) return;
@@ -90,6 +89,14 @@ void Trainer::open_pack() {
     held_out_rows_ = held_out_rows(recipe_, *pack_);
     num_samples_ = num_train_samples(recipe_, *pack_);
   });
+  if (const auto options = bucket_options(recipe_)) {
+    bucket_manager_.emplace(*options);
+    run_agreed(communicator_, "sorting the pictures into buckets", [&] { buckets_ = train_buckets(recipe_, *pack_); });
+    const int64_t batch = recipe_.train.train_batch_size, micro_batches = micro_batches_per_epoch(buckets_, batch);
+    log::info("buckets: {}; {} micro-batches of {} an epoch", describe(buckets_), micro_batches, batch);
+    if (const std::string small = describe_small_buckets(buckets_, batch); !small.empty()) log::warning("{}", small);
+  }
+  images_per_epoch_ = images_per_epoch(recipe_, num_samples_, buckets_);
 }
 
 void Trainer::open_class_pack() {
@@ -116,7 +123,7 @@ void Trainer::resolve() {
   const World& world = communicator_.world();
   run_agreed(communicator_, "resolving the recipe", [&] {
     if (resumed_) adopt_resolved_values(recipe_, *resumed_);
-    resolve_recipe(recipe_, world.world_size, world.local_world_size, num_samples_);
+    resolve_recipe(recipe_, world.world_size, world.local_world_size, images_per_epoch_);
     resolve_lora_weights(recipe_);
   });
   require_same(communicator_, "the adapter to start from", recipe_.lora.lora_weights_sha256);
@@ -153,13 +160,21 @@ void Trainer::open_caches() {
           : "";
   const DataLoaderOptions options = loader_options();
   if (data.cache_latents) {
-    const auto open = [&](const Pack& pack, int64_t num_images) {
-      return open_latent_cache(communicator_, pack, base_,
-                               {.folder = folder, .base_hash = base_hash_, .arithmetic = arithmetic, .transform = options.transform,
-                                .num_rows = num_images > 0 ? std::min(pack.num_samples(), num_images) : pack.num_samples()});
+    const int64_t side = data.resolution;
+    // With held-out pictures those beyond max_train_samples may be asked for too.
+    const int64_t num_rows = held_out_rows_.empty() ? std::min(pack_->num_samples(), num_samples_) : pack_->num_samples();
+    const auto open = [&](const Pack& pack, std::vector<LatentGroup> groups) {
+      const LatentCacheOptions cache{
+          .folder = folder, .base_hash = base_hash_, .arithmetic = arithmetic, .transform = options.transform};
+      return std::make_unique<LatentCache>(communicator_, pack, base_, cache, std::move(groups));
     };
-    latents_ = open(*pack_, held_out_rows_.empty() ? num_samples_ : 0);
-    if (class_pack_) class_latents_ = open(*class_pack_, recipe_.dreambooth.num_class_images);
+    latents_ = open(*pack_, bucket_manager_ ? bucket_latents(*pack_, *bucket_manager_, buckets_)
+                                            : square_latents(*pack_, num_rows, side));
+    if (class_pack_) {
+      const int64_t num_class_rows = recipe_.dreambooth.num_class_images;
+      class_latents_ = open(*class_pack_, bucket_manager_ ? class_latents(*class_pack_, num_class_rows, buckets_)
+                                                          : square_latents(*class_pack_, num_class_rows, side));
+    }
   }
   if (data.cache_text_embeddings) {
     texts_ = std::make_unique<TextCache>(communicator_, base_, texts_of(*pack_, options),
@@ -215,7 +230,6 @@ void Trainer::restore() {
 }
 
 DataLoaderOptions Trainer::loader_options() const {
-  const int64_t latent_side = recipe_.data.resolution / base_.vae_scale_factor();
   DataLoaderOptions options;
   options.seed = static_cast<uint64_t>(recipe_.seed);
   options.num_samples = num_samples_;
@@ -228,13 +242,14 @@ DataLoaderOptions Trainer::loader_options() const {
                        .random_flip = recipe_.data.random_flip,
                        .flip_before_crop = base_.is_sdxl(),
                        .interpolation = parse_interpolation(recipe_.data.image_interpolation_mode)};
+  options.buckets = bucket_options(recipe_);
   options.own_captions = recipe_.task != "dreambooth" || recipe_.dreambooth.custom_instance_prompts;
   options.instance_prompt = recipe_.dreambooth.instance_prompt;
   options.class_images = {.pack = class_pack_.get(),
                           .num_class_images = recipe_.dreambooth.num_class_images,
                           .class_prompt = recipe_.dreambooth.class_prompt};
   options.latent_channels = base_.vae->config().latent_channels;
-  options.latent_height = options.latent_width = latent_side;
+  options.vae_scale_factor = base_.vae_scale_factor();
   options.timesteps = timestep_options(recipe_, base_.noise_scheduler->config().num_train_timesteps);
   options.captions = caption_options(recipe_);
   options.loss_masks = loss_options_.masked_loss;
@@ -248,9 +263,8 @@ DataLoaderOptions Trainer::loader_options() const {
     options.tokenize_2 = [tokenizer = base_.tokenizer_2](const std::vector<std::string>& captions) { return (*tokenizer)(captions); };
   }
   if (latents_) {
-    const bool both_sides = recipe_.data.random_flip;
-    options.read_moments = [this, both_sides](bool class_image, int64_t row, bool flipped, float* out) {
-      (class_image ? class_latents_ : latents_)->read_row(both_sides ? 2 * row + (flipped ? 1 : 0) : row, out);
+    options.read_moments = [this](bool class_image, int64_t row, const TransformedImage& picture, float* out) {
+      (class_image ? class_latents_ : latents_)->read(row, picture, out);
     };
   }
   return options;

@@ -44,7 +44,6 @@ class ClassImagesTest : public testing::Test {
     options.train_batch_size = kBatch;
     options.num_workers = 0;
     options.transform = {.resolution = 16, .random_flip = true};
-    options.latent_height = options.latent_width = 2;
     options.own_captions = false;
     options.instance_prompt = "a photo of sks dog";
     if (with_class_images) {

@@ -54,7 +54,6 @@ class DataLoaderTest : public testing::Test {
     options.num_workers = num_workers;
     options.prefetch_batches = 3;
     options.transform = {.resolution = 16, .random_flip = true};
-    options.latent_height = options.latent_width = 2;
     options.captions.caption_dropout_rate = 0.3;
     options.tokenize = [](const std::vector<std::string>& captions) {
       const auto ids = at::empty({static_cast<int64_t>(captions.size())}, at::kLong);

@@ -41,7 +41,8 @@ TEST(SharedWork, EveryItemIsFinishedOnceByOneRankHoweverManyPiecesItHas) {
     std::map<int64_t, int> pieces;
     std::vector<int64_t> mine;
     // A round of no time at all still does one piece: it must not go on for ever.
-    share_work(*communicator, {.doing_what = "counting", .items = first(count), .pieces_per_item = 3, .round_s = 1e-9},
+    share_work(*communicator,
+               {.doing_what = "counting", .items = first(count), .num_pieces = 3 * count, .round_s = 1e-9},
                [&](int64_t item) {
                  if (++pieces[item] < 3) return false;
                  mine.push_back(item);

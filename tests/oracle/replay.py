@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+import bucket_reference
 import draws_reference as draws
 import loss_reference
 import lora_reference
@@ -206,6 +207,10 @@ class Replay:
         self.held_out_rows = philox.held_out_rows(self.recipe["seed"], len(self.captions), self.recipe["validation"]["validation_split"])
         self.images = [row for row in read_images_of_epoch(pack) if row not in self.held_out_rows]
         self.num_samples = min(len(self.images), data.get("max_train_samples") or len(self.images))
+        self.buckets = None
+        if data.get("enable_bucket"):
+            self.buckets = bucket_reference.Buckets(data, self.image_sizes, self.images[:self.num_samples],
+                                                    self.recipe["train"]["train_batch_size"])
         if self.with_class_images:
             class_pack = self._pack(self.dreambooth["class_data_dir"], "class-pack")
             self.class_image_sizes = self._image_sizes(class_pack)
@@ -215,12 +220,20 @@ class Replay:
         """`folder`, a pack, or the one the run made of it."""
         return Path(folder) if (Path(folder) / "index.json").exists() else self.run_dir / packed_as
 
-    def _caption(self, row, slot, shift):
+    def _rows(self, m, slots):
+        """(epoch, row) of the instance images of micro-batch `m`, and its bucket where there is one."""
+        if self.buckets:
+            epoch, bucket, rows = self.buckets.micro_batch(self.recipe["seed"], m)
+            return [(epoch, row) for row in rows], bucket
+        rows = [self.images[philox.sample_id(self.recipe["seed"], slot, self.num_samples)] for slot in slots]
+        return [(slot // self.num_samples, row) for slot, row in zip(slots, rows)], None
+
+    def _caption(self, row, slot, epoch, shift):
         candidates = self.captions[row] if not shift else [self.dreambooth["class_prompt"]]
         own = self.recipe["task"] != "dreambooth" or self.dreambooth["custom_instance_prompts"]
         if not shift and (not own or not candidates[0]):
             candidates = [self.dreambooth.get("instance_prompt", "")]
-        epoch = slot // (self.num_class_images if shift else self.num_samples)
+        epoch = slot // self.num_class_images if shift else epoch
         return draws.caption(candidates, self.recipe["captions"], self.recipe["seed"], slot, epoch, shift)
 
     def _image_sizes(self, pack):
@@ -269,8 +282,11 @@ class Replay:
 
     def _replay_micro_batch(self, at, m, batch):
         compare = lambda kind, expected: self.errors.compare(kind, self.trace[at + kind], expected, at)
-        latent_shape = tuple(self.trace[at + "latents"].shape[1:])
         seed, slots = self.recipe["seed"], range(m * batch, (m + 1) * batch)
+        instances, bucket = self._rows(m, slots)
+        side = self.recipe["data"]["resolution"]
+        pixels = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        latent_shape = (self.vae.config.latent_channels, *(length // pixels for length in bucket or (side, side)))
         # The rows: instance images, then with prior preservation the class images of the same slots.
         rows = [(slot, shift) for shift in ([0, philox.CLASS_IMAGE] if self.with_class_images else [0]) for slot in slots]
         for dropout in self.dropouts:
@@ -281,13 +297,13 @@ class Replay:
         steps = self.scheduler.config.num_train_timesteps
         timesteps = torch.tensor([draws.timestep(self.recipe["timesteps"], steps, seed, slot, shift) for slot, shift in rows])
         vae_noise = draw(philox.VAE_SAMPLE)
-        sample_ids = [self.images[philox.sample_id(seed, slot, self.num_samples)] for slot in slots]
+        sample_ids = [row for _, row in instances]
         self.errors.equal("sample_ids", self.trace[at + "sample_ids"].tolist(), sample_ids, at)
         if self.with_class_images:
             self.errors.equal("class_sample_ids", self.trace[at + "class_sample_ids"].tolist(),
                               [philox.sample_id(seed, slot, self.num_class_images, class_images=True) for slot in slots], at)
         self.errors.equal("timesteps", self.trace[at + "timesteps"].tolist(), timesteps.tolist(), at)
-        captions = [self._caption(row, slot, shift) for row, (slot, shift) in zip(sample_ids * 2, rows)]
+        captions = [self._caption(row, slot, epoch, shift) for (epoch, row), (slot, shift) in zip(instances * 2, rows)]
         input_ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=77).input_ids
         self.errors.equal("input_ids", self.trace[at + "input_ids"].tolist(), input_ids, at)
 
@@ -295,7 +311,7 @@ class Replay:
             distribution = self.vae.encode(self.trace[at + "pixel_values"]).latent_dist
             latents = self._scaled(distribution.mean + distribution.std * vae_noise)
         with torch.set_grad_enabled(self.recipe["lora"]["train_text_encoder"]):
-            encoder_hidden_states, added = self._encode_text(at, rows)
+            encoder_hidden_states, added = self._encode_text(at, rows, sample_ids, bucket)
         compare("latents", latents)
         compare("encoder_hidden_states", encoder_hidden_states.detach())
         if self.is_sdxl:
@@ -362,7 +378,7 @@ class Replay:
         compare("prior_loss", prior_loss.detach())
         return loss + self.dreambooth["prior_loss_weight"] * prior_loss
 
-    def _encode_text(self, at, rows):
+    def _encode_text(self, at, rows, sample_ids, bucket):
         """encoder_hidden_states and added_cond_kwargs, the latter for SDXL alone (encode_prompt() of its script); with clip_skip
         as encode_prompt() of the pipelines."""
         clip_skip = self.recipe["model"]["clip_skip"]
@@ -373,23 +389,29 @@ class Replay:
             return getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm(states[-(clip_skip + 1)]), {}
         first = self.text_encoder(self.trace[at + "input_ids"], output_hidden_states=True)
         second = self.text_encoder_2(self.trace[at + "input_ids_2"], output_hidden_states=True)
-        time_ids = torch.tensor([self._time_ids(slot, shift) for slot, shift in rows], dtype=torch.float32)
+        time_ids = torch.tensor([self._time_ids(row, slot, shift, bucket) for row, (slot, shift) in zip(sample_ids * 2, rows)],
+                                dtype=torch.float32)
         return (torch.cat([text.hidden_states[-(clip_skip + 2)] for text in (first, second)], dim=-1),
                 {"text_embeds": second.text_embeds, "time_ids": time_ids})
 
-    def _time_ids(self, slot, shift):
+    def _time_ids(self, row, slot, shift, bucket):
         """The picture's size in the pack, where the crop begins after the resize, and the target's size."""
         data, seed = self.recipe["data"], self.recipe["seed"]
         height, width = (self.class_image_sizes[philox.sample_id(seed, slot, self.num_class_images, class_images=True)] if shift
-                         else self.image_sizes[self.images[philox.sample_id(seed, slot, self.num_samples)]])
+                         else self.image_sizes[row])
         side = data["resolution"]
-        resized = [side * size // min(height, width) for size in (height, width)]
+        target = bucket or (side, side)
+        if bucket:
+            resized = (bucket_reference.covering((height, width), bucket) if shift
+                       else bucket_reference.frame((height, width), data)[0])
+        else:
+            resized = [side * size // min(height, width) for size in (height, width)]
         if data["center_crop"]:
-            crop = [round((size - side) / 2) for size in resized]
+            crop = [round((size - length) / 2) for size, length in zip(resized, target)]
         else:
             words = philox.words(seed, slot, philox.CROP + shift, 0)
-            crop = [int(words[i]) * (resized[i] - side + 1) >> 32 for i in (0, 1)]
-        return [height, width, *crop, side, side]
+            crop = [int(words[i]) * (resized[i] - target[i] + 1) >> 32 for i in (0, 1)]
+        return [height, width, *crop, *target]
 
     def _gradient(self, key):
         """Layers of the (first) text encoder that clip_skip leaves out have no gradient, and of SDXL's another one."""

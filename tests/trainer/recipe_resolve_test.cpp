@@ -60,16 +60,12 @@ TEST(RecipeResolve, TotalBatchSizeComesFromAccumulationAndRanks) {
 }
 
 TEST(RecipeResolve, EpochsBecomeSteps) {
-  for (const auto& [samples, epochs, total, max_samples, steps] : {std::tuple{833, 100, 4, 0, 20825},
-                                                                   {833, 1, 4, 0, 209},
-                                                                   {10, 3, 8, 0, 4},
-                                                                   {100, 1, 8, 16, 2},
-                                                                   {5, 1, 8, 16, 1}}) {
+  for (const auto& [samples, epochs, total, steps] :
+       {std::tuple{833, 100, 4, 20825}, {833, 1, 4, 209}, {10, 3, 8, 4}, {16, 1, 8, 2}, {5, 1, 8, 1}}) {
     Recipe recipe = small();
     recipe.train.max_train_steps.reset();
     recipe.train.num_train_epochs = epochs;
     recipe.train.total_batch_size = total;
-    recipe.data.max_train_samples = max_samples;
     resolve_recipe(recipe, 2, 2, samples);
     EXPECT_EQ(recipe.train.max_train_steps, steps);
     EXPECT_EQ(recipe.train.num_train_epochs, std::nullopt);
