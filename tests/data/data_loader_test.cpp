@@ -153,7 +153,7 @@ TEST_F(DataLoaderTest, AHeldOutRowIsTheSameWhateverIsDrawnInTraining) {
 
 TEST_F(DataLoaderTest, MultiresNoiseTakesThePlaceOfTheNoiseAlone) {
   auto chosen = options(0);
-  chosen.latent_height = chosen.latent_width = 8;
+  chosen.vae_scale_factor = 2;  // latents of 8 x 8
   const Batch plain = loader(chosen).next();
   chosen.multires_noise.iterations = 4;
   const Batch batch = loader(chosen).next();
