@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
+#include <vector>
 
 #include "models/aligned_weight.h"
 #include "models/autograd_node.h"
@@ -122,12 +124,49 @@ struct FrozenConv2dBackward : torch::autograd::Node {
   std::string name() const override { return "FrozenConv2dBackward"; }
 };
 
+/// Of at::conv2d. torch's own node keeps the input, which only a gradient of the weight would need.
+struct FrozenConv2dByLibraryBackward : torch::autograd::Node {
+  std::vector<int64_t> input_sizes;
+  at::MemoryFormat input_format = at::MemoryFormat::Contiguous;
+  at::Tensor weight;
+  int64_t stride = 1, padding = 0;
+
+  variable_list apply(variable_list&& grads) override {
+    if (!grads[0].defined() || !task_should_compute_output(0)) return {at::Tensor()};
+    const BelowAutograd guard;
+    const at::Tensor shape_of_input = at::empty(input_sizes, grads[0].options(), input_format);  // its values are never read
+    return {std::get<0>(at::convolution_backward(grads[0], shape_of_input, weight, /*bias_sizes=*/at::OptionalIntArrayRef(),
+                                                 {stride, stride}, {padding, padding}, /*dilation=*/{1, 1}, /*transposed=*/false,
+                                                 /*output_padding=*/{0, 0}, /*groups=*/1, /*output_mask=*/{true, false, false}))};
+  }
+  std::string name() const override { return "FrozenConv2dByLibraryBackward"; }
+};
+
+at::Tensor conv2d_by_library(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, int64_t stride, int64_t padding) {
+  at::Tensor y;
+  {
+    const BelowAutograd guard;
+    y = at::conv2d(x, weight, bias, {stride, stride}, {padding, padding});
+  }
+  record<FrozenConv2dByLibraryBackward>(
+      y,
+      [&](FrozenConv2dByLibraryBackward& node) {
+        node.input_sizes = x.sizes().vec();
+        node.input_format = x.suggest_memory_format();
+        node.weight = weight;
+        node.stride = stride;
+        node.padding = padding;
+      },
+      x);
+  return y;
+}
+
 }  // namespace
 
 at::Tensor frozen_conv2d(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, int64_t stride,
                          int64_t padding) {
   const Geometry geo = geometry(x, weight, stride, padding);
-  if (!by_patches(x, weight, geo)) return at::conv2d(x, weight, bias, {stride, stride}, {padding, padding});
+  if (!by_patches(x, weight, geo)) return conv2d_by_library(x, weight, bias, stride, padding);
   if (!weight.is_contiguous(at::MemoryFormat::ChannelsLast)) {
     const at::NoGradGuard no_grad;
     const at::Tensor laid_out = weight.contiguous(at::MemoryFormat::ChannelsLast);

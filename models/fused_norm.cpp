@@ -16,7 +16,10 @@ using simd::Floats;
 using simd::kWidth;
 using torch::autograd::variable_list;
 
-constexpr int64_t kMaxElements = int64_t{1} << 20;
+// One thread has one image: where that leaves threads idle, large images are LibTorch's.
+constexpr int64_t kMaxElements = int64_t{1} << 24, kMaxElementsOfIdleThreads = int64_t{1} << 20;
+// Pixels that are summed before they join the sum: they stay in cache, and rounding grows with their number, not the image's.
+constexpr int64_t kBlockPixels = 64;
 constexpr int64_t kThreadGrain = 32768;  // elements a thread should have at least
 
 /// One image [pixels, channels] at a time; statistics [batch, groups].
@@ -61,28 +64,38 @@ LORASHARD_SIMD void forward_image(const Work& w, int64_t b, float* scratch) {
   float *sums = scratch, *centre = sums + channels, *scale = centre + channels, *offset = scale + channels;
   const auto shift_at = [&](int64_t c) { return w.shift ? w.shift[b * channels + c] : 0.0f; };
 
-  for (int64_t c = 0; c < channels; c += kWidth) {
-    Floats total{}, value;
-    for (int64_t p = 0; p < w.pixels; ++p) {
-      simd::load(value, x + p * channels + c);
-      total += value;
+  std::fill_n(sums, channels, 0.0f);
+  for (int64_t begin = 0; begin < w.pixels; begin += kBlockPixels) {
+    const int64_t end = std::min(w.pixels, begin + kBlockPixels);
+    for (int64_t c = 0; c < channels; c += kWidth) {
+      Floats part{}, value, total;
+      for (int64_t p = begin; p < end; ++p) {
+        simd::load(value, x + p * channels + c);
+        part += value;
+      }
+      simd::load(total, sums + c);
+      simd::store(sums + c, total + part);
     }
-    simd::store(sums + c, total);
   }
   for (int64_t c = 0; c < channels; ++c) sums[c] += static_cast<float>(w.pixels) * shift_at(c);
   spread_group_means(w, sums, centre);
   for (int64_t g = 0; g < w.groups; ++g) w.mean[b * w.groups + g] = centre[g * w.group_channels()];
   for (int64_t c = 0; c < channels; ++c) centre[c] -= shift_at(c);
 
-  for (int64_t c = 0; c < channels; c += kWidth) {
-    Floats total{}, middle, value;
-    simd::load(middle, centre + c);
-    for (int64_t p = 0; p < w.pixels; ++p) {
-      simd::load(value, x + p * channels + c);
-      value -= middle;
-      total += value * value;
+  std::fill_n(sums, channels, 0.0f);
+  for (int64_t begin = 0; begin < w.pixels; begin += kBlockPixels) {
+    const int64_t end = std::min(w.pixels, begin + kBlockPixels);
+    for (int64_t c = 0; c < channels; c += kWidth) {
+      Floats part{}, middle, value, total;
+      simd::load(middle, centre + c);
+      for (int64_t p = begin; p < end; ++p) {
+        simd::load(value, x + p * channels + c);
+        value -= middle;
+        part += value * value;
+      }
+      simd::load(total, sums + c);
+      simd::store(sums + c, total + part);
     }
-    simd::store(sums + c, total);
   }
   spread_group_means(w, sums, scale);
   for (int64_t g = 0; g < w.groups; ++g)
@@ -121,30 +134,36 @@ LORASHARD_SIMD void backward_image(const Work& w, int64_t b, float* scratch) {
     rstd[c] = w.rstd[g];
   }
   // d_x holds the gradient of the normalised value between the two passes.
-  for (int64_t c = 0; c < channels; c += kWidth) {
-    Floats middle, factor, weight, bias, total{}, product{};
-    simd::load(middle, centre + c);
-    simd::load(factor, rstd + c);
-    simd::load(weight, w.weight + c);
-    simd::load(bias, w.bias + c);
-    for (int64_t p = 0; p < w.pixels; ++p) {
-      Floats normed, grad;
-      simd::load(normed, x + p * channels + c);
-      simd::load(grad, d_y + p * channels + c);
-      normed = (normed - middle) * factor;
-      if (w.silu) {
-        const Floats z = normed * weight + bias;
-        Floats s = z;
-        sigmoid(s);
-        grad *= s * (1.0f + z * (1.0f - s));
+  std::fill_n(sums, 2 * channels, 0.0f);  // and products behind them
+  for (int64_t begin = 0; begin < w.pixels; begin += kBlockPixels) {
+    const int64_t end = std::min(w.pixels, begin + kBlockPixels);
+    for (int64_t c = 0; c < channels; c += kWidth) {
+      Floats middle, factor, weight, bias, part{}, product_part{}, total, product;
+      simd::load(middle, centre + c);
+      simd::load(factor, rstd + c);
+      simd::load(weight, w.weight + c);
+      simd::load(bias, w.bias + c);
+      for (int64_t p = begin; p < end; ++p) {
+        Floats normed, grad;
+        simd::load(normed, x + p * channels + c);
+        simd::load(grad, d_y + p * channels + c);
+        normed = (normed - middle) * factor;
+        if (w.silu) {
+          const Floats z = normed * weight + bias;
+          Floats s = z;
+          sigmoid(s);
+          grad *= s * (1.0f + z * (1.0f - s));
+        }
+        grad *= weight;
+        part += grad;
+        product_part += grad * normed;
+        simd::store(d_x + p * channels + c, grad);
       }
-      grad *= weight;
-      total += grad;
-      product += grad * normed;
-      simd::store(d_x + p * channels + c, grad);
+      simd::load(total, sums + c);
+      simd::store(sums + c, total + part);
+      simd::load(product, products + c);
+      simd::store(products + c, product + product_part);
     }
-    simd::store(sums + c, total);
-    simd::store(products + c, product);
   }
   spread_group_means(w, sums, sums);
   spread_group_means(w, products, products);
@@ -190,7 +209,7 @@ struct FusedGroupNormBackward : torch::autograd::Node {
 
 bool fits(const at::Tensor& x, const at::Tensor& shift, const GroupNormWork& work) {
   return x.device().is_cpu() && x.scalar_type() == at::kFloat && x.dim() == 4 && x.size(1) % kWidth == 0 &&
-         x.numel() > 0 && x.numel() <= kMaxElements && x.is_contiguous(at::MemoryFormat::ChannelsLast) &&
+         x.numel() > 0 && x.numel() <= (x.size(0) < at::get_num_threads() ? kMaxElementsOfIdleThreads : kMaxElements) && x.is_contiguous(at::MemoryFormat::ChannelsLast) &&
          work.weight.scalar_type() == at::kFloat && work.weight.is_contiguous() && work.bias.is_contiguous() &&
          (!shift.defined() || (shift.scalar_type() == at::kFloat && !shift.requires_grad()));
 }

@@ -178,6 +178,23 @@ INSTANTIATE_TEST_SUITE_P(Shapes, FrozenConv,
                                          ConvCase{8, 8, 7, 3, 2, 0}, ConvCase{1, 4, 2, 3, 1, 1},
                                          ConvCase{4, 4, 40, 3, 1, 1}, ConvCase{4, 6, 40, 1, 1, 0}));
 
+/// The gradient of an image needs the weight alone: what was convolved isn't kept for it. Both the strided and the plain way of the library.
+TEST(FrozenConvMemory, TheInputIsNotKeptForBackward) {
+  for (const int64_t stride : {1, 2}) {
+    const at::Tensor weight = at::randn({4, 4, 3, 3}), bias = at::randn({4});
+    const at::Tensor leaf = at::randn({1, 4, 80, 80}).requires_grad_();
+    at::Tensor x = leaf * 2;
+    const c10::weak_intrusive_ptr<c10::TensorImpl> input(x.getIntrusivePtr());
+    const at::Tensor y = frozen_conv2d(x, weight, bias, stride, 1);
+    x.reset();
+    EXPECT_TRUE(input.expired());
+    y.sum().backward();
+    const at::Tensor again = leaf.detach().requires_grad_();
+    at::conv2d(again * 2, weight, bias, {stride, stride}, {1, 1}).sum().backward();
+    EXPECT_TRUE(at::equal(leaf.grad(), again.grad()));
+  }
+}
+
 // queries, keys, heads, head dimension
 using AttentionCase = std::tuple<int64_t, int64_t, int64_t, int64_t>;
 class SmallAttention : public testing::TestWithParam<AttentionCase> {};
@@ -271,7 +288,7 @@ TEST_P(FusedGroupNorm, EqualsItsOperationsApartWithTheirGradient) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, FusedGroupNorm,
                          testing::Values(NormCase{12, 3, 5}, NormCase{16, 4, 5}, NormCase{96, 8, 4},
-                                         NormCase{128, 8, 1}));
+                                         NormCase{128, 8, 1}, NormCase{64, 8, 9}, NormCase{320, 32, 64}));
 
 TEST(Geglu, EqualsItsOperationsApartWithTheirGradient) {
   for (const int64_t width : {10, 48}) {
