@@ -288,7 +288,7 @@ ImageFolder list_image_folder(const fs::path& source, const ImageFolderOptions& 
                                               fs::exists(source, error) ? "something else" : "nothing there"));
   Found found = walk(root);
   ImageFolder folder;
-  folder.caption_source = options.captions.value_or(choose_source(found));
+  folder.caption_source = options.captions ? *options.captions : choose_source(found);
   folder.num_other_files = found.num_other_files;
   switch (folder.caption_source) {
     case CaptionSource::metadata_jsonl:

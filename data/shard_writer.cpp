@@ -63,11 +63,11 @@ struct Room {
 };
 
 /// The HDF5 file with everything but the bytes of pictures and masks, for which it leaves room.
-Room write_index(const std::filesystem::path& path, const Index& index) {
+Room write_index(const std::filesystem::path& path, const Index& index, uint64_t index_checksum) {
   Hdf5Writer file(path);
   file.write_attribute("format", shard_layout::kFormat);
   file.write_attribute("version", index.extras ? shard_layout::kVersionWithExtras : shard_layout::kVersion);
-  file.write_attribute("index_checksum", shard_layout::index_checksum(index));
+  file.write_attribute("index_checksum", index_checksum);
   file.write_dataset("image_offsets", index.image_offsets);
   file.write_dataset("image_checksums", index.image_checksums);
   file.write_dataset("image_sizes", index.image_sizes);
@@ -94,9 +94,10 @@ Room write_index(const std::filesystem::path& path, const Index& index) {
 uint64_t write_shard(const std::filesystem::path& path, const std::vector<ShardSample>& samples) {
   LORASHARD_CHECK(!samples.empty(), "a shard without samples: '{}'", path.string());
   const Index index = make_index(samples);
+  const uint64_t index_checksum = shard_layout::index_checksum(index);
   write_durably(path, [&](const std::filesystem::path& temporary) {
     // The pictures go past HDF5, which would only tell a full disk from a broken file by its prose.
-    const Room room = write_index(temporary, index);
+    const Room room = write_index(temporary, index, index_checksum);
     OutputFile file(temporary);
     for (size_t i = 0; i < samples.size(); ++i) {
       file.write_at(samples[i].image_bytes, room.images.offset + index.image_offsets[i]);
@@ -106,7 +107,7 @@ uint64_t write_shard(const std::filesystem::path& path, const std::vector<ShardS
     if (index.extras) file.write_at(kZero, room.masks.offset + index.extras->mask_offsets.back());
     file.close();
   });
-  return shard_layout::index_checksum(index);
+  return index_checksum;
 }
 
 }  // namespace lorashard

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "dist/error.h"
+#include "trainer/preflight.h"
 
 namespace lorashard {
 namespace {
@@ -46,11 +47,10 @@ void add_base_arguments(CLI::App& command, BaseArguments& arguments) {
 }
 
 StableDiffusion load_base(const BaseArguments& arguments, at::Device device) {
-  const std::string& precision = arguments.mixed_precision;
   return load_stable_diffusion(arguments.folder,
                                {.variant = arguments.variant,
                                 .vae_folder = arguments.vae_folder,
-                                .dtype = precision == "bf16" ? at::kBFloat16 : precision == "fp16" ? at::kHalf : at::kFloat,
+                                .dtype = dtype_of(arguments.mixed_precision),
                                 .device = device});
 }
 

@@ -39,13 +39,12 @@ DPMSolverMultistepScheduler::DPMSolverMultistepScheduler(const SamplingConfig& c
 void DPMSolverMultistepScheduler::set_edm_levels(int64_t num_inference_steps) {
   const EDMSchedulerConfig& edm = *config_.schedule.edm;
   sigmas_ = edm_sigmas(edm, num_inference_steps - 1);
-  const at::Tensor told = edm_precondition_noise(at::tensor(sigmas_)).contiguous();
-  set_timesteps({told.const_data_ptr<float>(), told.const_data_ptr<float>() + told.numel()});
+  set_timesteps(edm_timesteps(sigmas_));
   sigmas_.push_back(config_.final_sigmas_type == "sigma_min" ? static_cast<float>(edm.sigma_min) : 0.0F);
 }
 
 double DPMSolverMultistepScheduler::init_noise_sigma() const {
-  return config_.schedule.edm ? std::sqrt(config_.schedule.edm->sigma_max * config_.schedule.edm->sigma_max + 1) : 1;
+  return config_.schedule.edm ? edm_init_noise_sigma(*config_.schedule.edm) : 1;
 }
 
 at::Tensor DPMSolverMultistepScheduler::scale_model_input(const at::Tensor& sample) const {

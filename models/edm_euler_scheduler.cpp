@@ -2,8 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <cmath>
-
 #include "models/edm_schedule.h"
 
 namespace lorashard {
@@ -12,12 +10,11 @@ EDMEulerScheduler::EDMEulerScheduler(const SamplingConfig& config, int64_t num_i
     : prediction_type_(config.schedule.prediction_type),
       edm_(*config.schedule.edm),
       sigmas_(edm_sigmas(edm_, num_inference_steps - 1)) {
-  const at::Tensor told = edm_precondition_noise(at::tensor(sigmas_)).contiguous();
-  set_timesteps({told.const_data_ptr<float>(), told.const_data_ptr<float>() + told.numel()});
+  set_timesteps(edm_timesteps(sigmas_));
   sigmas_.push_back(config.final_sigmas_type == "sigma_min" ? sigmas_.back() : 0.0F);
 }
 
-double EDMEulerScheduler::init_noise_sigma() const { return std::sqrt(edm_.sigma_max * edm_.sigma_max + 1); }
+double EDMEulerScheduler::init_noise_sigma() const { return edm_init_noise_sigma(edm_); }
 
 at::Tensor EDMEulerScheduler::scale_model_input(const at::Tensor& sample) const {
   return edm_precondition_inputs(edm_, sample, at::tensor(sigmas_[step()], sample.options()));

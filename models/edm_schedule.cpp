@@ -7,6 +7,14 @@
 #include "dist/error.h"
 
 namespace lorashard {
+namespace {
+
+std::vector<float> to_vector(const at::Tensor& tensor) {
+  const at::Tensor values = tensor.contiguous();
+  return {values.const_data_ptr<float>(), values.const_data_ptr<float>() + values.numel()};
+}
+
+}  // namespace
 
 std::vector<float> edm_sigmas(const EDMSchedulerConfig& config, int64_t count) {
   at::Tensor sigmas;
@@ -17,9 +25,12 @@ std::vector<float> edm_sigmas(const EDMSchedulerConfig& config, int64_t count) {
     const at::Tensor ramp = at::linspace(0, 1, count + 1, at::kDouble);
     sigmas = at::pow(first + ramp * (last - first), config.rho).to(at::kFloat);
   }
-  sigmas = sigmas.contiguous();
-  return {sigmas.const_data_ptr<float>(), sigmas.const_data_ptr<float>() + sigmas.numel()};
+  return to_vector(sigmas);
 }
+
+std::vector<float> edm_timesteps(const std::vector<float>& sigmas) { return to_vector(edm_precondition_noise(at::tensor(sigmas))); }
+
+double edm_init_noise_sigma(const EDMSchedulerConfig& config) { return std::sqrt(config.sigma_max * config.sigma_max + 1); }
 
 at::Tensor edm_precondition_inputs(const EDMSchedulerConfig& config, const at::Tensor& sample, const at::Tensor& sigmas) {
   return sample * (1.0 / (sigmas.square() + config.sigma_data * config.sigma_data).sqrt());

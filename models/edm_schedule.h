@@ -13,6 +13,10 @@ namespace lorashard {
 /// `count` + 1 noise levels from sigma_max down to sigma_min, Karras' or evenly spaced in their logarithm.
 std::vector<float> edm_sigmas(const EDMSchedulerConfig& config, int64_t count);
 
+/// What the UNet is told at each of these levels, and what the first sample's normals are times.
+std::vector<float> edm_timesteps(const std::vector<float>& sigmas);
+double edm_init_noise_sigma(const EDMSchedulerConfig& config);
+
 /// The three factors of a noise level. A tensor of levels must broadcast against `sample`.
 at::Tensor edm_precondition_inputs(const EDMSchedulerConfig& config, const at::Tensor& sample, const at::Tensor& sigmas);
 /// What the UNet is told instead of a timestep: log(sigma) / 4.

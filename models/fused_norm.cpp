@@ -208,8 +208,9 @@ struct FusedGroupNormBackward : torch::autograd::Node {
 };
 
 bool fits(const at::Tensor& x, const at::Tensor& shift, const GroupNormWork& work) {
+  const int64_t most = x.size(0) < at::get_num_threads() ? kMaxElementsOfIdleThreads : kMaxElements;
   return x.device().is_cpu() && x.scalar_type() == at::kFloat && x.dim() == 4 && x.size(1) % kWidth == 0 &&
-         x.numel() > 0 && x.numel() <= (x.size(0) < at::get_num_threads() ? kMaxElementsOfIdleThreads : kMaxElements) && x.is_contiguous(at::MemoryFormat::ChannelsLast) &&
+         x.numel() > 0 && x.numel() <= most && x.is_contiguous(at::MemoryFormat::ChannelsLast) &&
          work.weight.scalar_type() == at::kFloat && work.weight.is_contiguous() && work.bias.is_contiguous() &&
          (!shift.defined() || (shift.scalar_type() == at::kFloat && !shift.requires_grad()));
 }

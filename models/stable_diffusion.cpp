@@ -70,9 +70,9 @@ void check_parts(const fs::path& path, const BaseConfigs& configs) {
 /// EDM's formulation has no betas, and no way to predict the latents themselves.
 void check_edm(const fs::path& path, const DDPMSchedulerConfig& scheduler) {
   if (!scheduler.edm) return;
-  const char* const key = scheduler.rescale_betas_zero_snr            ? "model.rescale_betas_zero_snr"
+  const char* const key = scheduler.rescale_betas_zero_snr        ? "model.rescale_betas_zero_snr"
                           : scheduler.prediction_type == "sample" ? "model.prediction_type"
-                                                                      : nullptr;
+                                                                  : nullptr;
   if (key == nullptr) return;
   throw Error(ErrorKind::usage,
               fmt::format("loading base model '{}': '{}' doesn't go with its EDMEulerScheduler", path.string(), key), "leave the key out");

@@ -26,13 +26,14 @@ namespace fs = std::filesystem;
 std::string number(double value) { return std::isfinite(value) ? fmt::format("{}", value) : "null"; }
 
 std::string json_line(const StepMetrics& m) {
+  const std::string val_loss = m.val_loss ? fmt::format("\"val_loss\": {}, ", number(*m.val_loss)) : "";
   return fmt::format(
       "{{\"global_step\": {}, \"epoch\": {}, \"loss\": {}, {}\"lr\": {}, \"grad_norm\": {}, \"skipped\": {}, "
       "\"loss_scale\": {}, \"peak_device_memory_bytes\": {}, "
       "\"step_ms\": {}, "
       "\"images_per_second\": {}, \"world_size\": {}, \"data_wait_ms\": {}, \"checkpoint_wait_ms\": {}, "
       "\"checkpoint_snapshot_ms\": {}, \"wall_s\": {}}}\n",
-      m.global_step, number(m.epoch), number(m.loss), m.val_loss ? fmt::format("\"val_loss\": {}, ", number(*m.val_loss)) : "", number(m.lr), number(m.grad_norm), m.skipped,
+      m.global_step, number(m.epoch), number(m.loss), val_loss, number(m.lr), number(m.grad_norm), m.skipped,
       number(m.loss_scale), m.peak_device_memory_bytes, number(m.step_ms), number(m.images_per_second), m.world_size,
       number(m.data_wait_ms), number(m.checkpoint_wait_ms), number(m.checkpoint_snapshot_ms), number(m.wall_s));
 }

@@ -54,13 +54,6 @@ RecordedStep parse_line(const std::string& text) {
   return step;
 }
 
-double median(std::vector<double> values) {
-  std::erase_if(values, [](double value) { return std::isnan(value); });
-  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
-  std::ranges::nth_element(values, values.begin() + static_cast<int64_t>(values.size() / 2));
-  return values[values.size() / 2];
-}
-
 std::string base_name(std::filesystem::path path) {
   if (path.filename().empty()) path = path.parent_path();  // "base/" is "base"
   return path.filename().string();
@@ -159,6 +152,13 @@ std::vector<RecordedStep> read_metrics(const std::filesystem::path& path) {
     }
   }
   return steps;
+}
+
+double median(std::vector<double> values) {
+  std::erase_if(values, [](double value) { return std::isnan(value); });
+  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
+  std::ranges::nth_element(values, values.begin() + static_cast<int64_t>(values.size() / 2));
+  return values[values.size() / 2];
 }
 
 std::vector<double> running_mean(const std::vector<double>& values, int64_t window) {

@@ -24,6 +24,9 @@ struct RecordedStep {
 /// other fault, Error(usage) a file that isn't there.
 std::vector<RecordedStep> read_metrics(const std::filesystem::path& path);
 
+/// The value in the middle, the larger of two; NaN values left out, NaN where none is left.
+double median(std::vector<double> values);
+
 /// Mean of the values of the last `window` positions up to each, NaN values left out; NaN where none is left.
 std::vector<double> running_mean(const std::vector<double>& values, int64_t window);
 

@@ -163,11 +163,11 @@ StepMetrics Trainer::train_step(int64_t step) {
 }
 
 std::optional<double> Trainer::validation_loss() {
-  if (held_out_rows_.empty() || !validation_due(recipe_, num_samples_, global_step_)) return std::nullopt;
+  if (held_out_rows_.empty() || !validation_due(recipe_, images_per_epoch_, global_step_)) return std::nullopt;
   const AverageInPlace average(ema_.get(), adapter_.flat_parameters());  // of what is exported, as the pictures
   return held_out_loss(communicator_, base_, *pack_, loader_options(), held_out_rows_,
                        {.deterministic = recipe_.train.deterministic,
-                        .do_edm_style_training = recipe_.train.do_edm_style_training,
+                        .do_edm_style_training = loss_options_.do_edm_style_training,
                         .texts = texts_.get()});
 }
 

@@ -94,7 +94,8 @@ def test_the_options_of_noise_loss_and_captions_equal_the_scripts(work, name):
 
 @pytest.mark.parametrize("name, options", {
     "text_to_image": {"loss__loss_type": "huber", "loss__huber_schedule": "exponential", "train__noise_offset": 0.05},
-    "velocity": {"model__prediction_type": "v_prediction", "train__do_edm_style_training": True},
+    "velocity": {"model__prediction_type": "v_prediction", "train__do_edm_style_training": True, "validation__validation_split": 0.1,
+                 "validation__validation_steps": 1},
 }.items())
 def test_a_base_of_edms_formulation_equals_the_script(tmp_path, name, options):
     base = make_playground(tmp_path / "base")
