@@ -200,6 +200,13 @@ void remove_with_warning(const fs::path& folder) {
   if (error) log::warning("cannot remove '{}': {}", folder.string(), error.message());
 }
 
+/// Renamed first, to a temporary name of the checkpoint `of`: whoever else has the folder's name loses all of it in one moment.
+void move_aside_and_remove(const fs::path& folder, const fs::path& of) {
+  const fs::path aside = of.string() + temporary_suffix();
+  if (::rename(folder.c_str(), aside.c_str()) == 0) return remove_with_warning(aside);
+  if (errno != ENOENT) log::warning("{}", errno_error(fmt::format("cannot remove '{}'", folder.string())).message());
+}
+
 /// Lets the next read come from the disk and not from the page cache, so that a check afterwards is one of the disk.
 void drop_from_cache(const fs::path& folder) {
   for (const char* name : {kAdapter, kRecipe, kState, kManifest}) {
@@ -270,13 +277,13 @@ TrainingState parse_state(const fs::path& path) {
 }  // namespace
 
 fs::path write_checkpoint(const fs::path& output_dir, const TrainingState& state, const StateDict& adapter,
-                          const Metadata& adapter_metadata) {
+                          const Metadata& adapter_metadata, const std::function<void()>& before_publishing) {
   const fs::path folder = output_dir / fmt::format("checkpoint-{}", state.global_step);
   const fs::path temporary = folder.string() + temporary_suffix();
-  // What a killed run left may hold just the room that is missing now.
-  for (const fs::path& left : folders_in(output_dir, is_temporary)) remove_with_warning(left);
+  discard_unfinished_checkpoints(output_dir);  // they may hold just the room that is missing now
   try {
     write_files(temporary, state, adapter, adapter_metadata);
+    if (before_publishing) before_publishing();
     publish(temporary, folder);
     fsync_folder(output_dir);
   } catch (const std::exception& error) {
@@ -332,6 +339,12 @@ std::optional<fs::path> newest_checkpoint(const fs::path& output_dir) {
   return std::nullopt;
 }
 
+void discard_unfinished_checkpoints(const fs::path& output_dir) {
+  for (const fs::path& left : folders_in(output_dir, is_temporary)) {
+    move_aside_and_remove(left, output_dir / *without_temporary_suffix(left.filename().string()));
+  }
+}
+
 void remove_old_checkpoints(const fs::path& output_dir, int64_t limit, const fs::path& just_written) {
   try {
     drop_from_cache(just_written);
@@ -340,18 +353,13 @@ void remove_old_checkpoints(const fs::path& output_dir, int64_t limit, const fs:
     throw Error(ErrorKind::io, fmt::format("reading back what was just written: {}", error.message()),
                 "the disk does not keep what is written to it; older checkpoints were left in place");
   }
-  for (const fs::path& left : folders_in(output_dir, is_temporary)) remove_with_warning(left);
+  discard_unfinished_checkpoints(output_dir);
   if (limit <= 0) return;
   int64_t kept = 1;  // just_written, whatever its step
   for (const fs::path& folder : checkpoints_in(output_dir)) {
     if (folder.filename() == just_written.filename() || kept++ < limit) continue;
-    // Renamed first: a crash while removing leaves a temporary folder and not half a checkpoint.
-    const fs::path aside = folder.string() + temporary_suffix();
-    if (::rename(folder.c_str(), aside.c_str()) != 0) {
-      log::warning("{}", errno_error(fmt::format("cannot remove '{}'", folder.string())).message());
-      continue;
-    }
-    remove_with_warning(aside);
+    // A crash while removing leaves a temporary folder and not half a checkpoint.
+    move_aside_and_remove(folder, folder);
   }
 }
 

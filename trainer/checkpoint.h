@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,9 +28,13 @@ struct TrainingState {
 
 /// Writes output_dir/checkpoint-{global_step}: all files into a temporary folder, each fsynced, manifest last, then one rename and
 /// fsync of output_dir. A checkpoint of that step that is there already is replaced. `adapter` is the exported file beside the state.
-/// Called by one rank. Throws Error(io); nothing is left behind then.
+/// Called by one rank. Throws Error(io), also where `before_publishing`, called right before the rename, throws an Error of kind io or
+/// usage; nothing is left behind then.
 std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, const TrainingState& state, const StateDict& adapter,
-                                       const Metadata& adapter_metadata);
+                                       const Metadata& adapter_metadata, const std::function<void()>& before_publishing = {});
+
+/// Removes temporary folders: what a killed run left, and what one that lives is writing, which can't publish it any more.
+void discard_unfinished_checkpoints(const std::filesystem::path& output_dir);
 
 /// Bytes of all files of a checkpoint, for the log.
 uint64_t checkpoint_bytes(const std::filesystem::path& folder);
@@ -41,8 +46,8 @@ TrainingState read_checkpoint(const std::filesystem::path& folder);
 /// Error(bad_data) for one of an older version.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& output_dir);
 
-/// Removes the oldest beyond `limit` (0: none), never `just_written`, and temporary folders that a killed run left. `just_written` is re-read and verified
-/// first; when it is broken nothing is removed and Error(io) is thrown.
+/// Removes unfinished ones, and the oldest beyond `limit` (0: none), never `just_written`. This is re-read and verified first; when it
+/// is broken nothing is removed and Error(io) is thrown.
 void remove_old_checkpoints(const std::filesystem::path& output_dir, int64_t limit, const std::filesystem::path& just_written);
 
 }  // namespace lorashard

@@ -45,7 +45,8 @@ bool belongs_before(std::string_view line, int64_t first_step) {
   return step != json.end() && step->is_number_integer() && step->get<int64_t>() <= first_step;
 }
 
-/// Leaves the whole lines of steps up to `first_step`; the file changes by one rename or not at all.
+/// Leaves the whole lines of steps up to `first_step`. Always a new file by one rename: the start before may live, cut off, with the old
+/// one open.
 void cut_after(const fs::path& file, int64_t first_step) {
   if (!fs::exists(file)) return;
   const std::string text = read_file(file, uint64_t{1} << 40);
@@ -54,7 +55,7 @@ void cut_after(const fs::path& file, int64_t first_step) {
     const std::string_view line = std::string_view(text).substr(begin, end + 1 - begin);
     if (belongs_before(line, first_step)) kept += line;
   }
-  if (kept.size() != text.size()) write_durably(file, kept);
+  write_durably(file, kept);
 }
 
 std::string duration(double seconds) {

@@ -235,8 +235,15 @@ void Trainer::save_checkpoint(const TrainingState& state) {
   const auto start = std::chrono::steady_clock::now();
   lease_->require_held();
   metrics_->flush();  // the lines of a resumed run end where its checkpoint is
-  const auto folder = write_checkpoint(output_dir_, state, publishable(adapter_, exported_parameters(state)), adapter_metadata());
-  remove_old_checkpoints(output_dir_, recipe_.checkpoint.checkpoints_total_limit, folder);
+  std::filesystem::path folder;
+  try {
+    folder = write_checkpoint(output_dir_, state, publishable(adapter_, exported_parameters(state)), adapter_metadata(),
+                              [this] { lease_->require_held(); });
+    remove_old_checkpoints(output_dir_, recipe_.checkpoint.checkpoints_total_limit, folder);
+  } catch (const Error&) {
+    lease_->require_held();  // who took the run folder over discards what is unfinished: that is the reason then
+    throw;
+  }
   log::info("step {}: wrote '{}' ({:.1f} MB in {:.0f} ms)", state.global_step, folder.string(),
             static_cast<double>(checkpoint_bytes(folder)) / 1e6, seconds_since(start) * 1e3);
 }

@@ -10,6 +10,7 @@
 #include "dist/log.h"
 #include "dist/machine.h"
 #include "models/state_dict.h"
+#include "trainer/checkpoint.h"
 #include "trainer/class_pictures.h"
 #include "trainer/first_use_pack.h"
 #include "trainer/held_out_loss.h"
@@ -40,6 +41,8 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator, at::Device device)
     if (!is_main()) return;
     prepare_output_dir(output_dir_);
     lease_ = std::make_unique<RunLease>(output_dir_);
+    // The start before may live, cut off: a checkpoint that appears after we looked for the newest one would be of steps that we do again.
+    discard_unfinished_checkpoints(output_dir_);
   });
   open_pack();
   find_checkpoint();

@@ -286,6 +286,30 @@ TEST(Checkpoint, ACheckpointThatIsThereIsReplacedWhole) {
   EXPECT_THAT(names_in(run.path()), ElementsAre("checkpoint-4"));
 }
 
+TEST(Checkpoint, AStartThatTookOverStopsTheOneThatIsBeingWritten) {
+  const TempDir run;
+  write(run.path(), 3);
+  const Error error = error_of([&] {
+    write_checkpoint(run.path(), state_of(4), adapter_of(4), {}, [&] { discard_unfinished_checkpoints(run.path()); });
+  });
+  EXPECT_EQ(error.kind(), ErrorKind::io);
+  EXPECT_THAT(error.message(), HasSubstr("checkpoint-4"));
+  EXPECT_THAT(names_in(run.path()), ElementsAre("checkpoint-3"));
+}
+
+TEST(Checkpoint, IsNotPublishedByOneThatMayNotWriteAnyMore) {
+  const TempDir run;
+  write(run.path(), 3);
+  const Error error = error_of([&] {
+    write_checkpoint(run.path(), state_of(4), adapter_of(4), {}, [&] {
+      EXPECT_EQ(names_in(run.path()).size(), 2u) << "all of it is written by then";
+      throw Error(ErrorKind::usage, "another run has the folder");
+    });
+  });
+  EXPECT_THAT(error.message(), HasSubstr("another run has the folder"));
+  EXPECT_THAT(names_in(run.path()), ElementsAre("checkpoint-3"));
+}
+
 TEST(Checkpoint, RotationKeepsTheNewestAndRemovesWhatKilledRunsLeft) {
   const TempDir run;
   for (int64_t step = 1; step <= 5; ++step) write(run.path(), step);

@@ -113,6 +113,18 @@ TEST(Metrics, AResumeCutsTheLinesAfterItsStep) {
   EXPECT_EQ(steps(folder), (std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}));
 }
 
+TEST(Metrics, AStartThatWasCutOffWritesNoLineIntoTheNextOnesFile) {
+  TempDir folder;
+  Metrics before(folder.path(), {}, "logs", 0, 100);
+  before.write(at_step(1));
+  before.write(at_step(2));
+  Metrics now(folder.path(), {}, "logs", 2, 100);  // nothing to cut
+  before.write(at_step(3));
+  now.write(at_step(3));
+  now.write(at_step(4));
+  EXPECT_EQ(steps(folder), (std::vector<int64_t>{1, 2, 3, 4}));
+}
+
 TEST(Metrics, ALineThatAKilledRunLeftHalfWrittenIsDropped) {
   TempDir folder;
   write_steps(folder, 0, 5);
