@@ -21,7 +21,7 @@ function(lorashard_test_folder NAME)
     add_executable(${NAME}_tests ${_unit})
     target_link_libraries(${NAME}_tests PRIVATE ${ARGN} lorashard_test_support GTest::gmock GTest::gtest_main)
     lorashard_precompile(${NAME}_tests)
-    gtest_discover_tests(${NAME}_tests TEST_PREFIX "${NAME}." DISCOVERY_MODE PRE_TEST
+    gtest_discover_tests(${NAME}_tests TEST_PREFIX "${NAME}." DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 600
       PROPERTIES LABELS unit)
     # gtest_discover_tests takes a list apart, so the environment is set afterwards, on the tests it found.
     set(_environment "${CMAKE_CURRENT_BINARY_DIR}/${NAME}_tests_environment.cmake")

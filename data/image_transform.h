@@ -26,7 +26,7 @@ struct Framing {
 
 struct TransformedImage {
   ImageSize original_size;  ///< of the picture as packed, before the resize (SDXL's time ids)
-  Framing framing;
+  Framing framing = {};
   int64_t crop_top = 0, crop_left = 0;
   bool flipped = false;
   bool flip_before_crop = false;  ///< when flipped: crop_left is a place in the flipped picture

@@ -47,6 +47,9 @@ ImageFolder list_pictures(const std::filesystem::path& source, const ImageFolder
 PackReport pack_images(const std::filesystem::path& source, const std::filesystem::path& out,
                        const PackOptions& options);
 
+/// Says in the log what pack_images() did: the pictures left out by reason, and what is in the pack `out`.
+void log_report(const PackReport& report, const std::filesystem::path& out);
+
 /// True when `folder` holds an index.json of ours (so train knows a pack from an image folder).
 bool is_pack(const std::filesystem::path& folder);
 

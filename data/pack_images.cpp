@@ -281,7 +281,7 @@ std::string reason_to_skip(const CheckedImage& checked, OnBadImage on_bad_image)
   } catch (const Error& error) {
     if (error.kind() != ErrorKind::bad_data || checked.source_failed) throw;
     if (on_bad_image == OnBadImage::stop)
-      throw Error(error.kind(), error.message(), error.hint() + "; or skip such pictures with --on-bad-image skip");
+      throw Error(error.kind(), error.message(), error.hint() + "; or skip such pictures: --on-bad-image skip, in a recipe data.on_bad_image = \"skip\"");
     return error.message();
   }
 }

@@ -6,6 +6,7 @@
 #include "dist/agreement.h"
 #include "dist/error.h"
 #include "dist/log.h"
+#include "dist/machine.h"
 
 namespace lorashard {
 namespace {
@@ -38,6 +39,10 @@ bool shares_devices(const World& world) {
   return true;
 }
 
+CudaDevice gpu_of(at::Device device) { return cuda_library().devices().devices.at(static_cast<size_t>(device.index())); }
+
+std::string model_of(const CudaDevice& gpu) { return fmt::format("{}, compute {}.{}", gpu.name, gpu.compute_major, gpu.compute_minor); }
+
 }  // namespace
 
 std::string choose_device(Communicator& control, const std::string& wanted) {
@@ -67,13 +72,17 @@ GpuRank take_gpu(Communicator& control, const NcclOptions& options, bool determi
   GpuRank rank;
   rank.communicator = cuda_library().make_nccl_communicator(control, with_sharing);
   rank.device = cuda_library().current_device();
-  const CudaDevice gpu = cuda_library().devices().devices.at(static_cast<size_t>(rank.device.index()));
-  if (deterministic) {
-    require_same(control, "the GPU", fmt::format("{}, compute {}.{}", gpu.name, gpu.compute_major, gpu.compute_minor));
-  }
+  const CudaDevice gpu = gpu_of(rank.device);
+  if (deterministic) require_same(control, "the GPU", model_of(gpu));
   log::info("computing on {} {}: {} ({:.1f} GB){}", world.world_size, world.world_size == 1 ? "GPU" : "GPUs", gpu.name,
             static_cast<double>(gpu.memory_bytes) / 1e9, with_sharing.share_devices ? ", shared by ranks" : "");
   return rank;
+}
+
+std::string describe_arithmetic_of(at::Device device) {
+  const std::string processor = describe_arithmetic();
+  if (!device.is_cuda()) return processor + "GPU: none\n";
+  return processor + fmt::format("GPU: {}, {}\n", model_of(gpu_of(device)), cuda_library().versions());
 }
 
 }  // namespace lorashard

@@ -25,4 +25,7 @@ struct GpuRank {
 };
 GpuRank take_gpu(Communicator& control, const NcclOptions& options, bool deterministic);
 
+/// What may change the last bit of what is computed on `device`: describe_arithmetic(), and the GPU's model and libraries.
+std::string describe_arithmetic_of(at::Device device);
+
 }  // namespace lorashard

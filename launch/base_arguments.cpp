@@ -39,17 +39,26 @@ LoraArgument parse_lora_argument(const std::string& text) {
 }  // namespace
 
 void add_base_arguments(CLI::App& command, BaseArguments& arguments) {
-  command.add_option("--base", arguments.folder, "base model: a folder in diffusers layout")->required();
+  command.add_option("--base", arguments.path, "base model: a folder in diffusers layout, or one .safetensors file")->required();
   command.add_option("--variant", arguments.variant, "variant of its weight files, such as fp16");
   command.add_option("--vae", arguments.vae_folder, "another VAE: its folder, or the pipeline that has it");
+  add_single_file_arguments(command, arguments);
   command.add_option("--mixed-precision", arguments.mixed_precision, "no (fp32), bf16 or fp16 [no]")
       ->check(CLI::IsMember({"no", "bf16", "fp16"}));
 }
 
+void add_single_file_arguments(CLI::App& command, BaseArguments& arguments) {
+  command.add_option("--tokenizer", arguments.tokenizer,
+                     "for a base in one file: CLIP's bpe_simple_vocab_16e6.txt.gz, a tokenizer's folder, or a diffusers folder");
+  command.add_option("--config", arguments.config, "for a base in one file: a diffusers folder whose configs and tokenizers go with it");
+}
+
 StableDiffusion load_base(const BaseArguments& arguments, at::Device device) {
-  return load_stable_diffusion(arguments.folder,
+  return load_stable_diffusion(arguments.path,
                                {.variant = arguments.variant,
                                 .vae_folder = arguments.vae_folder,
+                                .config_folder = arguments.config,
+                                .tokenizer = arguments.tokenizer,
                                 .dtype = dtype_of(arguments.mixed_precision),
                                 .device = device});
 }

@@ -1,4 +1,4 @@
-// The options with which `lorashard generate` and `lorashard fuse` are told of a base model and of adapters.
+// The options with which `lorashard generate`, `fuse` and `convert` are told of a base model and of adapters.
 #pragma once
 #include <CLI/CLI.hpp>
 #include <filesystem>
@@ -10,11 +10,13 @@
 namespace lorashard {
 
 struct BaseArguments {
-  std::string folder, variant, vae_folder, mixed_precision = "no";
+  std::string path, variant, vae_folder, config, tokenizer, mixed_precision = "no";
 };
 
-/// --base, --variant, --vae, --mixed-precision.
+/// --base, --variant, --vae, --config, --tokenizer, --mixed-precision.
 void add_base_arguments(CLI::App& command, BaseArguments& arguments);
+/// --config and --tokenizer alone.
+void add_single_file_arguments(CLI::App& command, BaseArguments& arguments);
 /// Throws as load_stable_diffusion().
 StableDiffusion load_base(const BaseArguments& arguments, at::Device device = at::kCPU);
 

@@ -37,7 +37,7 @@ struct Options {
 Recipe bench_recipe(const Options& options) {
   Recipe recipe = load_recipe(options.recipe, options.overrides);
   const fs::path output_dir = fs::path(recipe.output_dir).lexically_normal();
-  // Caches and packs are kept where the run itself looks for them.
+  // Caches are kept where the run itself looks for them; a pack made of plain pictures goes with the rest.
   if (recipe.data.cache_dir.empty()) recipe.data.cache_dir = (output_dir / "cache").string();
   recipe.output_dir = output_dir.string() + ".bench";
   recipe.train.max_train_steps = options.left_out + options.steps;

@@ -4,6 +4,7 @@
 
 #include "dist/error.h"
 #include "dist/log.h"
+#include "launch/base_arguments.h"
 #include "launch/commands.h"
 #include "models/adapter_apply.h"
 #include "models/adapter_convert.h"
@@ -13,7 +14,8 @@ namespace lorashard {
 namespace {
 
 struct Options {
-  std::string in, out, to, base;
+  std::string in, out, to;
+  BaseArguments base;
   int64_t rank = 0;
   bool resolve_dora = false;
 };
@@ -34,16 +36,16 @@ void convert(const Options& options) {
   ModuleNames names = ModuleNames::standard();
   ConvertOptions how{.rank = options.rank, .resolve_dora = options.resolve_dora};
   AdaptableLayers layers;
-  if (!options.base.empty()) {
-    base = load_stable_diffusion(options.base);
+  if (!options.base.path.empty()) {
+    base = load_base(options.base);
     names = module_names(base);
     layers = adaptable_layers(base);
     how.weight_of = [&](const std::string& component, const std::string& layer) { return layers[component][layer]->weight; };
   }
   const Adapter adapter = read_adapter(options.in, names);
   const ConvertResult result = as_lora(adapter, how);
-  WriteOptions write{.names = names, .base_model_name = options.base};
-  write.is_sdxl = options.base.empty() ? adapter.is_sdxl() : base.is_sdxl();
+  WriteOptions write{.names = names, .base_model_name = options.base.path};
+  write.is_sdxl = options.base.path.empty() ? adapter.is_sdxl() : base.is_sdxl();
   std::error_code fails_below;
   if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path(), fails_below);
   write_adapter(path, result.adapter, format, write);
@@ -65,7 +67,8 @@ void add_convert_command(CLI::App& app) {
   command->add_option("out", options->out, "file to write; for peft a folder")->required();
   command->add_option("--to", options->to, "diffusers, kohya or peft")->required();
   command->add_option("--rank", options->rank, "of what only singular values make a LoRA pair: LoHa, LoKr, full differences");
-  command->add_option("--base", options->base, "base model: for layers of unusual names, and for --resolve-dora");
+  command->add_option("--base", options->base.path, "base model: for layers of unusual names, and for --resolve-dora");
+  add_single_file_arguments(*command, options->base);
   command->add_flag("--resolve-dora", options->resolve_dora, "make plain LoRA pairs of DoRA (needs --base and --rank)");
   command->footer("docs/lora_formats.md says what each layout holds and who loads it.");
   command->callback([options] { convert(*options); });

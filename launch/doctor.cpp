@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "data/parquet_library.h"
+#include "dist/compute_device.h"
 #include "dist/cuda_library.h"
 #include "dist/error.h"
 #include "dist/log.h"
@@ -20,9 +21,13 @@
 #include "launch/commands.h"
 #include "trainer/class_pictures.h"
 #include "trainer/first_use_pack.h"
+#include "trainer/lora_setup.h"
+#include "trainer/parameter_groups.h"
 #include "trainer/preflight.h"
+#include "trainer/recipe_options.h"
 #include "trainer/resume.h"
 #include "trainer/run_lease.h"
+#include "trainer/validation.h"
 
 namespace lorashard {
 namespace {
@@ -170,6 +175,35 @@ std::string look_at_data(Findings& findings) {
                      num_samples, buckets.empty() ? "" : "; buckets: " + describe(buckets));
 }
 
+/// The pack alone: what a folder holds is known once it is packed.
+std::string look_at_captions(const Findings& findings) {
+  require_custom_prompts(findings.recipe, *findings.pack);
+  return "as the recipe wants them";
+}
+
+std::string look_at_loss(const Findings& findings) {
+  const DDPMSchedulerConfig& scheduler = findings.base.noise_scheduler->config();
+  loss_options(findings.recipe, scheduler);
+  const TimestepDistribution check(timestep_options(findings.recipe, scheduler.num_train_timesteps));
+  return fmt::format("{}, {} timesteps", scheduler.edm ? "EDM" : scheduler.prediction_type, scheduler.num_train_timesteps);
+}
+
+/// Changes the base's layers, so that it comes last.
+std::string look_at_adapter(Findings& findings) {
+  Recipe& recipe = findings.recipe;
+  LoraAdapter adapter;
+  make_adapter(recipe, findings.base, adapter);
+  if (!recipe.lora.lora_weights.empty() && !findings.saved) start_from_adapter(recipe, findings.base, adapter);
+  const size_t groups = parameter_groups(adapter, recipe.optimizer).size();
+  return fmt::format("{} layers, {} parameters, {} {} of learning rate and weight decay", adapter.modules().size(),
+                     adapter.num_parameters(), groups, groups == 1 ? "group" : "groups");
+}
+
+std::string look_at_validation(const Findings& findings) {
+  const TextToImageOptions options = validation_options(findings.recipe, findings.base);
+  return fmt::format("pictures of {} x {} by {} in {} steps", options.width, options.height, options.scheduler, options.num_inference_steps);
+}
+
 const std::string& base_hash_of(Findings& findings) {
   if (findings.base_hash.empty()) {
     findings.base_hash = base_model_hash(findings.recipe.model.pretrained_model_name_or_path, base_options(findings.recipe));
@@ -205,6 +239,7 @@ std::string look_at_steps(Findings& findings, int ranks, int local_ranks) {
   Recipe& recipe = findings.recipe;
   if (findings.saved) adopt_resolved_values(recipe, *findings.saved);
   resolve_recipe(recipe, ranks, local_ranks, findings.images_per_epoch);
+  resolve_lora_weights(recipe);
   const int64_t num_micro_batches = micro_batches_of(recipe);
   return fmt::format(
       "{} steps of {} micro-batches of {} on {} {} with {} {} each{}", *recipe.train.max_train_steps, num_micro_batches,
@@ -280,6 +315,11 @@ void report_recipe(Report& report, const std::string& path, const std::vector<st
   const bool resolved =
       has_data && knows_start && report.check("steps", [&] { return look_at_steps(findings, ranks, local_ranks); });
   look_at_base(report, findings, machine, local_ranks);
+  if (findings.pack) report.check("captions", [&] { return look_at_captions(findings); });
+  if (findings.base.unet) {
+    report.check("loss", [&] { return look_at_loss(findings); });
+    if (!findings.recipe.validation.validation_prompt.texts.empty()) report.check("validation", [&] { return look_at_validation(findings); });
+  }
   const bool has_class_images =
       !findings.recipe.dreambooth.with_prior_preservation ||
       (findings.base.unet && report.check("class pictures", [&] { return look_at_class_pictures(findings); }));
@@ -287,9 +327,13 @@ void report_recipe(Report& report, const std::string& path, const std::vector<st
     report.check("resume", [&] {
       require_same_run(findings.recipe, data_hash(*findings.pack, findings.class_pack.get()), base_hash_of(findings),
                        *findings.saved, findings.checkpoint->string());
-      return std::string("recipe, data and base model are those of the checkpoint");
+      const bool here = findings.recipe.distributed.device == "cpu";  // the GPU that a rank gets is not known here
+      if (here) require_same_hardware(findings.recipe, describe_arithmetic_of(at::kCPU), *findings.saved, findings.checkpoint->string());
+      return fmt::format("recipe, data{} base model are those of the checkpoint", here ? ", processor and" : " and");
     });
   }
+  if (!resolved || !findings.base.unet) return;
+  report.check("adapter", [&] { return look_at_adapter(findings); });
 }
 
 struct Options {

@@ -26,6 +26,7 @@ struct Options {
 
 void fuse(const Options& options) {
   const std::vector<LoraArgument> loras = parse_lora_arguments(options.loras);
+  require_folder_to_fuse(options.base.path);
   StableDiffusion base = load_base(options.base);
   ChangedLayers changed;
   for (const LoraArgument& lora : loras) {
@@ -38,12 +39,12 @@ void fuse(const Options& options) {
   const FusedFiles written = write_fused_base(base, changed, options.out, note);
   for (const std::string& file : written.skipped)
     log::info("left out '{}': it holds the base's weights without the adapters", file);
-  log::info("'{}': {} of {} in {} layers", options.out, note, options.base.folder, written.num_layers);
+  log::info("'{}': {} of {} in {} layers", options.out, note, options.base.path, written.num_layers);
   if (!options.json) return;
   nlohmann::ordered_json adapters = nlohmann::ordered_json::array();
   for (const LoraArgument& lora : loras) adapters.push_back({{"file", lora.file.string()}, {"scale", lora.scale}});
   const nlohmann::ordered_json out = {{"out", options.out},
-                                      {"base", options.base.folder},
+                                      {"base", options.base.path},
                                       {"loras", adapters},
                                       {"layers", written.num_layers},
                                       {"weight_files", written.num_weight_files},
@@ -56,7 +57,7 @@ void fuse(const Options& options) {
 void add_fuse_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("fuse", "merge adapters into a base model: a folder of its own");
-  command->add_option("--base", options->base.folder, "base model: a folder in diffusers layout")->required();
+  command->add_option("--base", options->base.path, "base model: a folder in diffusers layout")->required();
   command->add_option("--variant", options->base.variant, "variant of its weight files to merge from, such as fp16");
   add_lora_argument(*command, options->loras)->required();
   command->add_option("--out", options->out, "the folder to make")->required();

@@ -122,7 +122,7 @@ void generate(const Options& options, Communicator& communicator) {
   std::vector<PictureJob> jobs;
   for (int64_t i = 0; i < options.num_images; ++i)
     jobs.push_back({.options = picture, .number = options.first_image + static_cast<uint64_t>(i)});
-  const std::string model = fs::absolute(options.base.folder).lexically_normal().filename().string();
+  const std::string model = fs::absolute(options.base.path).lexically_normal().filename().string();
   const std::vector<std::string> adapters = in_words(loras);
   std::vector<Image> pictures;
   make_pictures(communicator, base, jobs, [&](size_t i, Image made) {

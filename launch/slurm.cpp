@@ -18,7 +18,8 @@ namespace fs = std::filesystem;
 constexpr const char* kHead = R"(#!/bin/bash
 # A lorashard training job that may be preempted, lose a node, reach its time limit: it queues itself again, goes on from its newest
 # checkpoint, and stops when the adapter is written. Made by: lorashard launch --slurm. Edit it as you like; submit it by: sbatch FILE
-# Other --nodes or --ntasks-per-node, even between two starts, change no bit of the adapter.
+# Other --nodes or --ntasks-per-node, even between two starts, change no bit of the adapter, on nodes of one kind (--constraint): a
+# deterministic run that began on another kind of processor or GPU is refused.
 #
 )";
 
@@ -35,6 +36,12 @@ constexpr const char* kAboutRequeue = R"(# Slurm too may queue the job again: af
 
 constexpr const char* kBody = R"sh(
 say() { echo "slurm job $SLURM_JOB_ID: $*" >&2; }
+
+# USR1: the ranks answer it with a checkpoint and exit code 75. TERM comes when Slurm ends the job (preemption, scontrol requeue,
+# scancel, the time limit) and reaches the ranks without our help: this shell only has to outlive them.
+stopping="" srun_pid=""
+trap 'stopping=USR1' USR1
+trap 'stopping=TERM' TERM
 
 # How far the run is: the newest checkpoint's step or, where that is more, the last one of metrics.jsonl.
 last_step() {
@@ -61,20 +68,21 @@ echo "$reached $stuck" >"$progress"
 ranks=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE)) # of this start: scontrol update may have changed the nodes
 say "start $((${SLURM_RESTART_COUNT:-0} + 1)), $ranks ranks on $SLURM_JOB_NODELIST, from step $now"
 
-# USR1: the ranks answer it with a checkpoint and exit code 75. TERM comes when Slurm ends the job (preemption, scontrol requeue,
-# scancel, the time limit) and reaches the ranks without our help: this shell only has to outlive them.
-stopping="" srun_pid=""
-trap 'stopping=USR1; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid" 2>/dev/null' USR1
-trap 'stopping=TERM' TERM
-
 # --mpi=pmix: the ranks find each other. --kill-on-bad-exit: when one is lost the others end too; by default they would wait for
 # it for ever. --cpus-per-task: since 22.05 srun does not take it from the lines above.
 run_ranks() {
   srun --ntasks="$ranks" --mpi=pmix --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" "${train[@]}" &
   srun_pid=$!
-  [ -z "$stopping" ] || kill -USR1 "$srun_pid"
-  # A trapped signal ends wait early; srun is gone when kill finds nobody.
-  while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid"; done
+  # A trapped signal ends wait early; srun is gone when kill finds nobody. It may pass a signal on to ranks that are not there yet,
+  # so they get it until they answer.
+  while kill -0 "$srun_pid" 2>/dev/null; do
+    if [ "$stopping" = USR1 ]; then
+      kill -USR1 "$srun_pid" 2>/dev/null
+      sleep 1
+    else
+      wait "$srun_pid"
+    fi
+  done
   wait "$srun_pid"
   code=$?
   srun_pid=""
@@ -95,6 +103,18 @@ case $code in
     ;;
 esac
 
+# Where this job is now, by Slurm; a controller that is busy is asked again.
+state="" restarts="" reason=""
+for _ in 1 2 3 4 5; do
+  read -r state restarts reason < <(squeue --noheader --jobs="$SLURM_JOB_ID" --Format=State:20,RestartCnt:10,Reason:60) && break
+  sleep 2
+done
+# Slurm took this start for lost, as when its slurmd died, and has begun the next one: that is none of our business.
+if [[ "$restarts" =~ ^[0-9]+$ ]] && [ "$restarts" -ne "${SLURM_RESTART_COUNT:-0}" ]; then
+  say "a later start of this job has taken over; this one (exit code $code) leaves it alone"
+  exit $code
+fi
+
 end_job() {
   rm -f "$progress"
   say "ends with exit code $code: $*"
@@ -109,8 +129,8 @@ esac
 
 # Who ended it? Slurm (then it has queued the job already, or was told to cancel it), or the time limit, or nobody but the ranks: then
 # queueing it again is our turn.
-read -r state reason < <(squeue --noheader --jobs="$SLURM_JOB_ID" --format="%T %r")
 now=$(last_step)
+[ -n "$state" ] || [ "$stopping" = TERM ] || state=RUNNING # no answer
 if [ "$state" != RUNNING ] && [ "$reason" != TimeLimit ]; then
   say "$why, at step $now; it is Slurm that ends this start ($state)"
   exit $code
@@ -120,7 +140,11 @@ if [ "$now" -le "$reached" ] && [ "$stuck" -ge "$max_requeues" ]; then
 fi
 say "$why, at step $now; queued again"
 trap '' TERM # requeue ends this start, and with it this shell
-scontrol requeue "$SLURM_JOB_ID" || say "scontrol requeue failed: submit the script again to go on"
+for _ in 1 2 3; do
+  scontrol requeue "$SLURM_JOB_ID" && exit $code
+  sleep 5
+done
+say "scontrol requeue failed: submit the script again to go on"
 exit $code
 )sh";
 

@@ -125,13 +125,15 @@ class Fusing {
 
 }  // namespace
 
+void require_folder_to_fuse(const fs::path& base) {
+  if (!fs::is_regular_file(base)) return;
+  throw Error(ErrorKind::usage, fmt::format("fusing: '{}' is one file", base.string()),
+              "a pipeline folder is made of a folder: save the base with diffusers' from_single_file and save_pretrained");
+}
+
 FusedFiles write_fused_base(const StableDiffusion& base, const ChangedLayers& changed, const fs::path& out,
                             const std::string& note) {
-  if (!fs::is_directory(base.folder)) {
-    throw Error(
-        ErrorKind::usage, fmt::format("fusing: '{}' is one file", base.folder.string()),
-        "a pipeline folder is made of a folder: save the base with diffusers' from_single_file and save_pretrained");
-  }
+  require_folder_to_fuse(base.folder);
   if (fs::exists(out) && !(fs::is_directory(out) && fs::is_empty(out))) {
     throw Error(ErrorKind::usage, fmt::format("fusing: '{}' exists already", out.string()), "give a new folder");
   }

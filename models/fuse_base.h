@@ -21,6 +21,9 @@ struct FusedFiles {
   std::vector<std::string> skipped;  ///< left out: weights in files that are not rewritten would be those of the base
 };
 
+/// Throws Error(usage) for a base in one file. To be called before loading it.
+void require_folder_to_fuse(const std::filesystem::path& base);
+
 /// Copies `base.folder` to `out`, with the weight and bias of the layers in `changed` taken from `base` (fp32) in every
 /// safetensors file that holds them, rounded to that file's type; all else of those files keeps its bytes. `out`
 /// appears by one rename. `note` goes into the metadata of the files that were changed ("fused_adapters"). Throws

@@ -84,7 +84,7 @@ TokenizerSource tokenizer_of(const fs::path& path, const StableDiffusionOptions&
   if (!options.config_folder.empty() && fs::is_directory(options.config_folder / name))
     return {options.config_folder / name};
   throw Error(ErrorKind::usage, fmt::format("{}: one file holds no tokenizer", doing(path)),
-              "set model.tokenizer_name to CLIP's bpe_simple_vocab_16e6.txt.gz, to a tokenizer's folder or to any diffusers folder "
+              "give model.tokenizer_name (on the command line --tokenizer): CLIP's bpe_simple_vocab_16e6.txt.gz, to a tokenizer's folder or to any diffusers folder "
               "of the same family");
 }
 

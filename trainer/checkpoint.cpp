@@ -148,6 +148,9 @@ Metadata state_metadata(const TrainingState& state) {
           {"pack_hash", state.pack_hash},
           {"base_hash", state.base_hash},
           {"parameter_keys", fmt::format("{}", fmt::join(state.parameter_keys, "\n"))}};
+  for (const auto& [key, text] : {std::pair{"arithmetic", state.arithmetic}, std::pair{"program", state.program}}) {
+    if (!text.empty()) metadata[key] = text;
+  }
   return metadata;
 }
 
@@ -255,6 +258,10 @@ TrainingState parse_state(const fs::path& path) {
     if (it == file.metadata().end()) throw broken(path, fmt::format("expected metadata '{}'", key));
     return it->second;
   };
+  const auto text_if_any = [&](const std::string& key) {
+    const auto it = file.metadata().find(key);
+    return it == file.metadata().end() ? "" : it->second;
+  };
   const auto number = [&](const std::string& key) {
     const auto value = parse_number(text(key));
     if (!value) throw broken(path, fmt::format("metadata '{}': expected a number, found '{}'", key, text(key)));
@@ -268,6 +275,8 @@ TrainingState parse_state(const fs::path& path) {
                       .recipe = "",
                       .pack_hash = text("pack_hash"),
                       .base_hash = text("base_hash"),
+                      .arithmetic = text_if_any("arithmetic"),
+                      .program = text_if_any("program"),
                       .parameter_keys = split_lines(text("parameter_keys"))};
   for (const auto& [name, tensor] : file.tensors()) put(state, name, tensor, path);
   if (!state.parameters.defined()) throw broken(path, fmt::format("expected tensor '{}'", kParameters));
@@ -280,7 +289,6 @@ fs::path write_checkpoint(const fs::path& output_dir, const TrainingState& state
                           const Metadata& adapter_metadata, const std::function<void()>& before_publishing) {
   const fs::path folder = output_dir / fmt::format("checkpoint-{}", state.global_step);
   const fs::path temporary = folder.string() + temporary_suffix();
-  discard_unfinished_checkpoints(output_dir);  // they may hold just the room that is missing now
   try {
     write_files(temporary, state, adapter, adapter_metadata);
     if (before_publishing) before_publishing();
@@ -345,7 +353,8 @@ void discard_unfinished_checkpoints(const fs::path& output_dir) {
   }
 }
 
-void remove_old_checkpoints(const fs::path& output_dir, int64_t limit, const fs::path& just_written) {
+void remove_old_checkpoints(const fs::path& output_dir, int64_t limit, const fs::path& just_written,
+                            const std::function<void()>& before_removing) {
   try {
     drop_from_cache(just_written);
     verify(just_written);
@@ -353,8 +362,8 @@ void remove_old_checkpoints(const fs::path& output_dir, int64_t limit, const fs:
     throw Error(ErrorKind::io, fmt::format("reading back what was just written: {}", error.message()),
                 "the disk does not keep what is written to it; older checkpoints were left in place");
   }
-  discard_unfinished_checkpoints(output_dir);
   if (limit <= 0) return;
+  if (before_removing) before_removing();
   int64_t kept = 1;  // just_written, whatever its step
   for (const fs::path& folder : checkpoints_in(output_dir)) {
     if (folder.filename() == just_written.filename() || kept++ < limit) continue;

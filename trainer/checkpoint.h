@@ -23,6 +23,8 @@ struct TrainingState {
   NamedState parts;       ///< of "optimizer", "ema", "loss_scale": "optimizer/exp_avg"
   std::string recipe;     ///< resolved recipe as TOML
   std::string pack_hash, base_hash;
+  std::string arithmetic = {};  ///< describe_arithmetic_of() the device of who wrote it; empty where bits don't matter, or unknown
+  std::string program = {};     ///< describe_program() of who wrote it; empty in the same cases
   std::vector<std::string> parameter_keys;  ///< adapter key of each tensor in flat order, "key shape" a line
 };
 
@@ -33,7 +35,8 @@ struct TrainingState {
 std::filesystem::path write_checkpoint(const std::filesystem::path& output_dir, const TrainingState& state, const StateDict& adapter,
                                        const Metadata& adapter_metadata, const std::function<void()>& before_publishing = {});
 
-/// Removes temporary folders: what a killed run left, and what one that lives is writing, which can't publish it any more.
+/// Removes temporary folders: what a killed run left, and what one that lives is writing, which can't publish it any more. For a start
+/// that has just taken the run folder.
 void discard_unfinished_checkpoints(const std::filesystem::path& output_dir);
 
 /// Bytes of all files of a checkpoint, for the log.
@@ -46,8 +49,9 @@ TrainingState read_checkpoint(const std::filesystem::path& folder);
 /// Error(bad_data) for one of an older version.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& output_dir);
 
-/// Removes unfinished ones, and the oldest beyond `limit` (0: none), never `just_written`. This is re-read and verified first; when it
-/// is broken nothing is removed and Error(io) is thrown.
-void remove_old_checkpoints(const std::filesystem::path& output_dir, int64_t limit, const std::filesystem::path& just_written);
+/// Removes the oldest beyond `limit` (0: none), never `just_written`. This is re-read and verified first; when it is broken nothing is
+/// removed and Error(io) is thrown. What `before_removing`, called in between, throws goes through.
+void remove_old_checkpoints(const std::filesystem::path& output_dir, int64_t limit, const std::filesystem::path& just_written,
+                            const std::function<void()>& before_removing = {});
 
 }  // namespace lorashard

@@ -85,6 +85,7 @@ void CheckpointWriter::copy(const TrainingState& now) {
 void CheckpointWriter::start() {
   const std::lock_guard lock(mutex_);
   LORASHARD_CHECK(!writing_, "start() while checkpoint-{} is being written", snapshot_.global_step);
+  if (error_ && unwritten_) return;
   writing_ = true;
   unwritten_.reset();
   changed_.notify_all();

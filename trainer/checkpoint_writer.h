@@ -33,7 +33,7 @@ class CheckpointWriter {
   };
   /// Waits for the write in flight, then copies counters and tensors of `now` (its texts are not looked at).
   Timing snapshot(const TrainingState& now);
-  /// Hands the last snapshot to the writer's thread.
+  /// Hands the last snapshot to the writer's thread; not after a write whose error ends the run.
   void start();
 
   /// Runs `action`, another writing of rank 0 (metrics): its Error is kept and dealt with like one of a checkpoint.

@@ -14,7 +14,7 @@ double clip_gradient(at::Tensor& gradient, double max_norm) {
   const at::NoGradGuard no_grad;
   const double norm = std::sqrt(sum_of_squares(gradient));
   const double scale = max_norm / (norm + 1e-6);
-  if (scale < 1.0) gradient.mul_(float(scale));
+  if (max_norm > 0 && scale < 1.0) gradient.mul_(float(scale));
   return norm;
 }
 
@@ -22,6 +22,7 @@ at::Tensor clip_gradient_without_waiting(at::Tensor& gradient, double max_norm) 
   LORASHARD_CHECK(gradient.defined() && gradient.dim() == 1, "clip_gradient_without_waiting: expected a flat gradient");
   const at::NoGradGuard no_grad;
   const at::Tensor norm = gradient.to(at::kDouble).square_().sum().sqrt_();
+  if (max_norm <= 0) return norm;
   const at::Tensor scale = at::full({}, max_norm, norm.options()).div_(norm + 1e-6).clamp_max_(1.0);
   gradient.mul_(scale.to(at::kFloat));
   return norm;

@@ -6,7 +6,7 @@
 namespace lorashard {
 
 /// The 2-norm of `gradient` (fp32 [P]); scales it by max_norm / (norm + 1e-6) where that is below 1
-/// (torch.nn.utils.clip_grad_norm_). Pure function of the gradient: the same bits on every rank. Returns the norm
+/// (torch.nn.utils.clip_grad_norm_); never where max_norm is 0 (sd-scripts). Pure function of the gradient: the same bits on every rank. Returns the norm
 /// before clipping.
 double clip_gradient(at::Tensor& gradient, double max_norm);
 /// The same by tensor operations alone, on any device: the host doesn't wait. Returns the norm, fp64 [].

@@ -80,7 +80,7 @@ void pack_on_first_use(const PictureSource& source) {
   }
   log::info("'{}' is no pack: packing its pictures into '{}'", source.folder.string(), source.pack.string());
   write_durably(remembered, origin);
-  pack_images(source.folder, source.pack, source.options);
+  log_report(pack_images(source.folder, source.pack, source.options), source.pack);
 }
 
 }  // namespace lorashard

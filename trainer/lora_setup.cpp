@@ -26,6 +26,16 @@ LoraOptions lora_options(const Recipe& recipe, const std::vector<std::string>& t
           .alpha_pattern = lora.alpha_pattern};
 }
 
+void make_adapter(const Recipe& recipe, StableDiffusion& base, LoraAdapter& adapter) {
+  adapter.add("unet", *base.unet, lora_options(recipe, recipe.lora.target_modules));
+  if (recipe.lora.train_text_encoder) {
+    const LoraOptions options = lora_options(recipe, recipe.lora.text_encoder_target_modules);
+    adapter.add("text_encoder", *base.text_encoder, options);
+    if (base.is_sdxl()) adapter.add("text_encoder_2", *base.text_encoder_2, options);
+  }
+  adapter.allocate(static_cast<uint64_t>(recipe.seed));
+}
+
 void resolve_lora_weights(Recipe& recipe) {
   Recipe::Lora& lora = recipe.lora;
   if (lora.lora_weights.empty()) return;

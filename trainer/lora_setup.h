@@ -15,6 +15,10 @@ namespace lorashard {
 /// Of the UNet's or a text encoder's `target_modules`; lora_alpha must be resolved.
 LoraOptions lora_options(const Recipe& recipe, const std::vector<std::string>& target_modules);
 
+/// Puts the recipe's layers into `base` and `adapter`, with their first values, on the CPU. Throws Error(usage) for targets that the
+/// base doesn't have. Requires: a resolved recipe, an empty adapter.
+void make_adapter(const Recipe& recipe, StableDiffusion& base, LoraAdapter& adapter);
+
 /// Fills lora_weights_sha256 from the file or folder lora_weights names. Throws Error(usage) when it isn't there, or
 /// when the recipe gives another hash. On a resume adopt_resolved_values() must have run before.
 void resolve_lora_weights(Recipe& recipe);

@@ -37,6 +37,16 @@ void require_custom_prompts(const Recipe& recipe, const Pack& pack) {
               "captions are read from metadata.jsonl, metadata.csv or .txt files beside the pictures when they are packed");
 }
 
+bool has_no_captions(const Recipe& recipe, const Pack& pack) {
+  if (recipe.task != "text_to_image") return false;
+  for (int64_t row = 0; row < pack.num_samples(); ++row) {
+    for (const std::string& caption : pack.captions(row)) {
+      if (!caption.empty()) return false;
+    }
+  }
+  return true;
+}
+
 int64_t num_train_samples(const Recipe& recipe, const Pack& pack) {
   const int64_t limit = recipe.data.max_train_samples;
   int64_t images = pack.num_images_in_epoch();

@@ -157,6 +157,7 @@ struct Recipe {
     int64_t checkpointing_steps = 500;
     int64_t checkpoints_total_limit = 0;            ///< 0: keep all
     std::string resume_from_checkpoint = "latest";  ///< "latest", "none" or a checkpoint folder
+    bool resume_on_other_hardware = false;
     std::string on_disk_full = "stop";              ///< or "continue"
   } checkpoint;
   struct Validation {

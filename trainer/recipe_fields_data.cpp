@@ -8,8 +8,8 @@ void add_data_fields(Fields& f, Recipe& r) {
                "A pack made by `lorashard pack`, or what that takes, which is packed on first use: an image folder, a folder of parquet "
                "files, a .parquet file. Its content, not its path, is part of the run's identity. Required, but not with task = \"dreambooth\"."});
   f.push_back({"data", "resolution", &r.data.resolution, multiple_of(8, 16384), kIdentity,
-               "Side of the square training pictures in pixels. With enable_bucket pictures have about the area of "
-               "that square."});
+               "Side of the square training pictures in pixels; a multiple of what the UNet needs (64 for SD 1.x and 2.x, 32 for SDXL). "
+               "With enable_bucket pictures have about the area of that square."});
   f.push_back({"data", "enable_bucket", &r.data.enable_bucket, anything(), kIdentity,
                "Aspect-ratio buckets, by kohya's rule: instead of squares, pictures are resized to cover the size of "
                "nearest aspect ratio "

@@ -12,6 +12,9 @@ void add_run_fields(Fields& f, Recipe& r) {
                "\"latest\": go on from the newest whole checkpoint of output_dir, or start where there is none. "
                "\"none\": start "
                "anew; refused where output_dir holds checkpoints. Else a checkpoint folder."});
+  f.push_back({"checkpoint", "resume_on_other_hardware", &r.checkpoint.resume_on_other_hardware, anything(), kFree,
+               "With deterministic = true a run that began on another kind of processor or GPU is refused, since its bits would change. true: "
+               "it goes on, with a warning."});
   f.push_back({"checkpoint", "on_disk_full", &r.checkpoint.on_disk_full, one_of({"stop", "continue"}), kFree,
                "When there is no room for a checkpoint or a line of metrics. \"stop\": end with exit code 74. "
                "\"continue\": log an error and train on; the checkpoint before stays, and the next one is tried."});

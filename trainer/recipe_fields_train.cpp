@@ -35,8 +35,8 @@ void add_train_fields(Fields& f, Recipe& r) {
   f.push_back({"train", "gradient_checkpointing", &r.train.gradient_checkpointing, anything(), kFree,
                "Keep only the inputs of the model's blocks and compute them again in backward: a third more time, a fraction of the "
                "memory."});
-  f.push_back({"train", "max_grad_norm", &r.train.max_grad_norm, above_zero(), kIdentity,
-               "The gradient of a step is scaled down to this 2-norm when it is larger."});
+  f.push_back({"train", "max_grad_norm", &r.train.max_grad_norm, at_least(0), kIdentity,
+               "The gradient of a step is scaled down to this 2-norm when it is larger. 0: never."});
   f.push_back({"train", "snr_gamma", &r.train.snr_gamma, above_zero(), kIdentity,
                "Weigh each image's loss by min(SNR, this) over the SNR of its timestep (min-SNR, arXiv 2303.09556; 5.0 is "
                "usual). Absent: all alike."});

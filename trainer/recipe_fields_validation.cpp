@@ -37,7 +37,7 @@ void add_validation_fields(Fields& f, Recipe& r) {
   f.push_back({"validation", "at_end", &v.at_end, anything(), kFree, "Make them after the last step."});
   f.push_back({"validation", "validation_split", &v.validation_split, below_one(), kIdentity,
                "Hold this part of the pictures out of training, chosen by the seed, and log the loss on them as val_loss with the "
-               "steps that validation_steps or validation_epochs name, and the last with at_end. 0: none."});
+               "steps that validation_steps or validation_epochs name, and the last with at_end. Not with enable_bucket. 0: none."});
   f.push_back({"validation", "validation_seed", &v.validation_seed, at_least(0), kFree,
                "Seed of the pictures' noise. Without it: the run's seed."});
   f.push_back({"validation", "num_inference_steps", &v.num_inference_steps, between(1, 1000), kFree,

@@ -1,10 +1,27 @@
 #include "trainer/resume.h"
 
 #include <map>
+#include <sstream>
 
 #include "dist/error.h"
+#include "dist/log.h"
+#include "dist/machine.h"
 
 namespace lorashard {
+namespace {
+
+/// The first line in which two texts differ, of both: "'A' there and 'B' here".
+std::string first_difference(const std::string& there, const std::string& here) {
+  std::istringstream theirs(there), ours(here);
+  for (std::string a, b; ;) {
+    const bool more_there = static_cast<bool>(std::getline(theirs, a)), more_here = static_cast<bool>(std::getline(ours, b));
+    if (!more_there) a = "nothing more";
+    if (!more_here) b = "nothing more";
+    if (a != b || !more_there) return fmt::format("'{}' there, '{}' here", a, b);
+  }
+}
+
+}  // namespace
 
 void adopt_resolved_values(Recipe& recipe, const TrainingState& saved) {
   // Length and scaled learning rate follow from the total and from the recipe's own values, so that a change of these is seen.
@@ -39,6 +56,24 @@ void require_same_run(const Recipe& recipe, const std::string& pack_hash, const 
                                               "(hash {:.12}, then {:.12})",
                                               doing, recipe.model.pretrained_model_name_or_path, base_hash, saved.base_hash), hint);
   }
+}
+
+void require_same_hardware(const Recipe& recipe, const std::string& arithmetic, const TrainingState& saved, const std::string& checkpoint) {
+  if (!recipe.train.deterministic) return;
+  if (const std::string program = describe_program(); !saved.program.empty() && saved.program != program) {
+    log::warning("'{}' was written by another build of lorashard, whose results may differ in their last bits ({})", checkpoint,
+                 first_difference(saved.program, program));
+  }
+  if (saved.arithmetic.empty() || saved.arithmetic == arithmetic) return;
+  const std::string what = fmt::format("resuming from '{}': with deterministic = true a run goes on only on what it began on: {}",
+                                       checkpoint, first_difference(saved.arithmetic, arithmetic));
+  if (recipe.checkpoint.resume_on_other_hardware) {
+    log::warning("{}; it goes on, since resume_on_other_hardware = true: the adapter will not be that of an undisturbed run bit for bit", what);
+    return;
+  }
+  throw Error(ErrorKind::usage, what,
+              "start it on such a host (Slurm: --sbatch=--constraint=...); or set checkpoint.resume_on_other_hardware = true, which gives up "
+              "equal bits from here on");
 }
 
 }  // namespace lorashard

@@ -16,4 +16,9 @@ void adopt_resolved_values(Recipe& recipe, const TrainingState& saved);
 void require_same_run(const Recipe& recipe, const std::string& pack_hash, const std::string& base_hash,
                       const TrainingState& saved, const std::string& checkpoint);
 
+/// With deterministic = true: throws Error(usage) where the checkpoint's steps were computed on other hardware than `arithmetic` says,
+/// as describe_arithmetic_of() gives it; a warning with resume_on_other_hardware = true. Another build of the program is a warning
+/// always. What the checkpoint doesn't say isn't held against it.
+void require_same_hardware(const Recipe& recipe, const std::string& arithmetic, const TrainingState& saved, const std::string& checkpoint);
+
 }  // namespace lorashard

@@ -8,9 +8,11 @@
 
 #include "dist/activity.h"
 #include "dist/agreement.h"
+#include "dist/compute_device.h"
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
+#include "dist/machine.h"
 #include "dist/stop_request.h"
 #include "trainer/conditioning.h"
 #include "trainer/diffusion_loss.h"
@@ -224,6 +226,10 @@ void Trainer::make_checkpoint_writer() {
   what.recipe = print_recipe(recipe_);
   what.pack_hash = data_hash(*pack_, class_pack_.get());
   what.base_hash = base_hash_;
+  if (recipe_.train.deterministic) {
+    what.arithmetic = describe_arithmetic_of(device_);
+    what.program = describe_program();
+  }
   for (const LoraParameter& p : adapter_.parameters()) {
     what.parameter_keys.push_back(fmt::format("{} {}", p.key, fmt::join(p.value.sizes(), "x")));
   }
@@ -235,11 +241,11 @@ void Trainer::save_checkpoint(const TrainingState& state) {
   const auto start = std::chrono::steady_clock::now();
   lease_->require_held();
   metrics_->flush();  // the lines of a resumed run end where its checkpoint is
+  const auto require_held = [this] { lease_->require_held(); };
   std::filesystem::path folder;
   try {
-    folder = write_checkpoint(output_dir_, state, publishable(adapter_, exported_parameters(state)), adapter_metadata(),
-                              [this] { lease_->require_held(); });
-    remove_old_checkpoints(output_dir_, recipe_.checkpoint.checkpoints_total_limit, folder);
+    folder = write_checkpoint(output_dir_, state, publishable(adapter_, exported_parameters(state)), adapter_metadata(), require_held);
+    remove_old_checkpoints(output_dir_, recipe_.checkpoint.checkpoints_total_limit, folder, require_held);
   } catch (const Error&) {
     lease_->require_held();  // who took the run folder over discards what is unfinished: that is the reason then
     throw;

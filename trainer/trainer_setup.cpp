@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "dist/agreement.h"
+#include "dist/compute_device.h"
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "dist/log.h"
@@ -61,6 +62,7 @@ Trainer::Trainer(Recipe recipe, Communicator& communicator, at::Device device)
   });
   run_agreed(communicator_, "opening the run directory", [&] {
     if (!is_main()) return;
+    lease_->require_held();  // loading may have taken long
     write_durably(output_dir_ / "recipe.toml", print_recipe(recipe_));
     metrics_ = std::make_unique<Metrics>(output_dir_, recipe_.report.report_to, recipe_.report.logging_dir, global_step_,
                                          *recipe_.train.max_train_steps);
@@ -92,6 +94,10 @@ void Trainer::open_pack() {
     held_out_rows_ = held_out_rows(recipe_, *pack_);
     num_samples_ = num_train_samples(recipe_, *pack_);
   });
+  if (is_main() && has_no_captions(recipe_, *pack_)) {
+    log::warning("no picture of '{}' has a caption: every prompt will be empty (lorashard help pack says where captions come from)",
+                 recipe_.data.train_data_dir);
+  }
   if (const auto options = bucket_options(recipe_)) {
     bucket_manager_.emplace(*options);
     run_agreed(communicator_, "sorting the pictures into buckets", [&] { buckets_ = train_buckets(recipe_, *pack_); });
@@ -159,7 +165,7 @@ void Trainer::open_caches() {
   // Where bits matter, those made by another kind of processor don't count.
   const std::string arithmetic =
       recipe_.train.deterministic
-          ? fmt::format("{}\n{} threads on {}", describe_arithmetic(), recipe_.distributed.threads_per_rank, device_.str())
+          ? fmt::format("{}{} threads", describe_arithmetic_of(device_), recipe_.distributed.threads_per_rank)
           : "";
   const DataLoaderOptions options = loader_options();
   if (data.cache_latents) {
@@ -192,13 +198,7 @@ void Trainer::open_caches() {
 }
 
 void Trainer::inject_lora() {
-  adapter_.add("unet", *base_.unet, lora_options(recipe_, recipe_.lora.target_modules));
-  if (recipe_.lora.train_text_encoder) {
-    const LoraOptions options = lora_options(recipe_, recipe_.lora.text_encoder_target_modules);
-    adapter_.add("text_encoder", *base_.text_encoder, options);
-    if (base_.is_sdxl()) adapter_.add("text_encoder_2", *base_.text_encoder_2, options);
-  }
-  adapter_.allocate(static_cast<uint64_t>(recipe_.seed));
+  make_adapter(recipe_, base_, adapter_);
   if (!recipe_.lora.lora_weights.empty() && !resumed_) start_from_adapter(recipe_, base_, adapter_);
   adapter_.to(device_);
   log::info("adapter: {} layers, {} parameters", adapter_.modules().size(), adapter_.num_parameters());
@@ -217,6 +217,7 @@ void Trainer::restore() {
                                                    device_);
   if (resumed_) {
     require_same_run(recipe_, data_hash(*pack_, class_pack_.get()), base_hash_, *resumed_, checkpoint_);
+    if (is_main()) require_same_hardware(recipe_, describe_arithmetic_of(device_), *resumed_, checkpoint_);
     LORASHARD_CHECK(resumed_->parameters.numel() == adapter_.num_parameters(), "{} parameters in '{}', {} in the model",
                     resumed_->parameters.numel(), checkpoint_, adapter_.num_parameters());
     at::NoGradGuard no_grad;

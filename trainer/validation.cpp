@@ -68,21 +68,28 @@ std::optional<fs::path> newest_sample_sheet(const fs::path& output_dir) {
   return newest;
 }
 
+TextToImageOptions validation_options(const Recipe& recipe, const StableDiffusion& base) {
+  const Recipe::Validation& v = recipe.validation;
+  return checked_options(base, {.prompt = {},
+                                .negative_prompt = v.negative_prompt,
+                                .height = v.height,
+                                .width = v.width,
+                                .num_inference_steps = v.num_inference_steps,
+                                .guidance_scale = v.guidance_scale,
+                                .scheduler = v.scheduler,
+                                .use_karras_sigmas = v.use_karras_sigmas,
+                                .clip_skip = recipe.model.clip_skip,
+                                .seed = static_cast<uint64_t>(v.validation_seed.value_or(recipe.seed))});
+}
+
 Validation::Validation(const Recipe& recipe, const StableDiffusion& base, const LoraAdapter& adapter,
                        Communicator& communicator, int64_t num_samples)
-    : recipe_(recipe), base_(base), adapter_(adapter), communicator_(communicator), num_samples_(num_samples) {
-  const Recipe::Validation& v = recipe.validation;
-  options_ = checked_options(base, {.prompt = {},
-                                    .negative_prompt = v.negative_prompt,
-                                    .height = v.height,
-                                    .width = v.width,
-                                    .num_inference_steps = v.num_inference_steps,
-                                    .guidance_scale = v.guidance_scale,
-                                    .scheduler = v.scheduler,
-                                    .use_karras_sigmas = v.use_karras_sigmas,
-                                    .clip_skip = recipe.model.clip_skip,
-                                    .seed = static_cast<uint64_t>(v.validation_seed.value_or(recipe.seed))});
-}
+    : recipe_(recipe),
+      base_(base),
+      adapter_(adapter),
+      communicator_(communicator),
+      num_samples_(num_samples),
+      options_(validation_options(recipe, base)) {}
 
 std::vector<PictureJob> Validation::jobs() const {
   std::vector<PictureJob> jobs;

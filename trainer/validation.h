@@ -27,6 +27,9 @@ std::filesystem::path sample_sheet(const std::filesystem::path& output_dir, int6
 /// The newest sheet there, if any.
 std::optional<std::filesystem::path> newest_sample_sheet(const std::filesystem::path& output_dir);
 
+/// Of all pictures, but for their prompts. Throws Error(usage) or Error(bad_data) for settings no picture can be made with.
+TextToImageOptions validation_options(const Recipe& recipe, const StableDiffusion& base);
+
 class Validation {
  public:
   /// What rank 0 does with a sheet besides writing it: its PNG file, and whether it was made just now.
@@ -34,7 +37,7 @@ class Validation {
   /// Runs what writes files on rank 0; what goes wrong there is its business.
   using Write = std::function<void(const std::function<void()>& action)>;
 
-  /// Throws Error(usage) or Error(bad_data) for settings no picture can be made with. The arguments must outlive it.
+  /// Throws as validation_options(). The arguments must outlive it.
   Validation(const Recipe& recipe, const StableDiffusion& base, const LoraAdapter& adapter, Communicator& communicator,
              int64_t num_samples);
 

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import time
 
 from PIL import Image
 
@@ -117,15 +118,27 @@ def write_dreambooth_recipe(path, base, instances, output_dir, **overrides):
 
 
 def kill_ranks(recipe):
-    """SIGKILL to every rank that trains `recipe`."""
+    """SIGKILL to every rank that trains `recipe`. Returns once they are gone."""
+    killed = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 words = file.read().split(b"\0")
             if words[1:3] == [b"train", os.fsencode(recipe)]:
                 os.kill(int(pid), signal.SIGKILL)
+                killed.append(pid)
         except (FileNotFoundError, ProcessLookupError):
             pass  # it ended meanwhile
+    while any(map(_lives, killed)):
+        time.sleep(0.002)
+
+
+def _lives(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def adapter_hash(output_dir):

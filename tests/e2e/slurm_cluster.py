@@ -32,7 +32,7 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=6
-KillWait=10
+KillWait=20
 InactiveLimit=0
 MinJobAge=300
 StateSaveLocation={folder}/state
@@ -74,6 +74,14 @@ def free_ports(count):
     for one in sockets:
         one.close()
     return ports
+
+
+def parent_of(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return int(file.read().rsplit(") ", 1)[1].split()[1])
+    except OSError:
+        return None
 
 
 class Cluster:
@@ -139,11 +147,11 @@ class Cluster:
     def wait_for_end(self, job_id, seconds=90):
         """The state in which the job ended."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
-        self.wait_for(lambda: self.job(job_id)["JobState"] in ended, seconds, f"job {job_id} has ended")
-        return self.job(job_id)["JobState"]
+        self.wait_for(lambda: self.job(job_id).get("JobState") in ended, seconds, f"job {job_id} has ended")
+        return self.job(job_id).get("JobState")
 
-    def ranks(self, job_id, node=None):
-        """Process ids of the job's ranks, on all nodes or one."""
+    def ranks(self, job_id=None, node=None):
+        """Process ids of the job's ranks, or of all jobs', on all nodes or one."""
         found = []
         for name in filter(str.isdigit, os.listdir("/proc")):
             try:
@@ -153,10 +161,20 @@ class Cluster:
                     command = file.read().split(b"\0")
             except OSError:
                 continue
-            if environment.get(b"SLURM_JOB_ID") == str(job_id).encode() and b"SLURM_STEP_ID" in environment and command[1:2] == [b"train"]:
-                if node is None or environment.get(b"SLURMD_NODENAME") == node.encode():
-                    found.append(int(name))
+            ours = environment.get(b"SLURM_CONF") == self.environment["SLURM_CONF"].encode() and b"SLURM_STEP_ID" in environment
+            if not ours or command[1:2] != [b"train"] or (job_id and environment.get(b"SLURM_JOB_ID") != str(job_id).encode()):
+                continue
+            if node is None or environment.get(b"SLURMD_NODENAME") == node.encode():
+                found.append(int(name))
         return found
+
+    def kill_ranks(self, job_id=None, node=None):
+        """Of a job, or of all."""
+        for pid in self.ranks(job_id, node):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended meanwhile
 
     def kill_daemon(self, node):
         """slurmd alone: the ranks it started live on, and Slurm takes the node for lost."""
@@ -166,10 +184,13 @@ class Cluster:
     def lose(self, node):
         """The node as if its power were cut: slurmd, the steps' daemons and all ranks on it are killed."""
         ranks = [pid for job_id in self.sh("squeue -h -t R -o %A").split() for pid in self.ranks(job_id, node)]
-        parents = {int(open(f"/proc/{pid}/stat", encoding="utf-8").read().rsplit(") ", 1)[1].split()[1]) for pid in ranks}
+        parents = {parent_of(pid) for pid in ranks} - {None}
         self.kill_daemon(node)
         for pid in [*parents, *ranks]:
-            os.kill(pid, signal.SIGKILL)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended meanwhile
 
     def wait_for(self, condition, seconds, what):
         deadline = time.monotonic() + seconds

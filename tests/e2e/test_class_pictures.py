@@ -11,6 +11,7 @@ from PIL import Image
 from lorashard_runs import LORASHARD, adapter_hash, kill_ranks, lorashard, make_base, make_folder_of_stamps, write_dreambooth_recipe
 
 COUNT = 6
+MANY = 20  # so many that a signal comes while they are being made
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,12 @@ def undisturbed(work):
     return files_of(work / "alone-class"), files_of(work / "alone" / "class-pack"), adapter_hash(work / "alone")
 
 
+@pytest.fixture(scope="module")
+def undisturbed_many(work):
+    lorashard("train", recipe(work, "alone-many", dreambooth__num_class_images=MANY))
+    return files_of(work / "alone-many-class"), files_of(work / "alone-many" / "class-pack"), adapter_hash(work / "alone-many")
+
+
 def assert_equal(work, name, undisturbed):
     assert files_of(work / f"{name}-class") == undisturbed[0]
     assert files_of(work / name / "class-pack") == undisturbed[1]
@@ -71,25 +78,25 @@ def test_any_rank_count_makes_the_same_pictures(work, undisturbed, ranks):
     assert_equal(work, f"ranks{ranks}", undisturbed)
 
 
-def test_killed_while_making_them_it_goes_on_and_makes_none_twice(work, undisturbed):
-    path = recipe(work, "killed")
+def test_killed_while_making_them_it_goes_on_and_makes_none_twice(work, undisturbed_many):
+    path = recipe(work, "killed", dreambooth__num_class_images=MANY)
     process = start_in_background(path, 2)
     wait_for_pictures(work / "killed-class", 2, process)
     kill_ranks(path)
     process.wait()
     made = {entry.name: entry.stat().st_ino for entry in os.scandir(work / "killed-class") if entry.name.endswith(".png")}
-    assert 2 <= len(made) < COUNT, "the kill came too late to show anything"
+    assert 2 <= len(made) < MANY, "the kill came too late to show anything"
     lorashard("launch", path, "--ranks", 3)
     after = {entry.name: entry.stat().st_ino for entry in os.scandir(work / "killed-class")}
     assert made.items() <= after.items(), "a picture was made twice"
     for name in os.listdir(work / "killed-class"):
         if ".tmp-" in name:  # what the killed rank was writing
             os.remove(work / "killed-class" / name)
-    assert_equal(work, "killed", undisturbed)
+    assert_equal(work, "killed", undisturbed_many)
 
 
-def test_a_request_to_stop_is_heard_between_pictures(work, undisturbed):
-    path = recipe(work, "stopped")
+def test_a_request_to_stop_is_heard_between_pictures(work, undisturbed_many):
+    path = recipe(work, "stopped", dreambooth__num_class_images=MANY)
     process = start_in_background(path, 2)
     wait_for_pictures(work / "stopped-class", 1, process)
     process.terminate()
@@ -97,7 +104,7 @@ def test_a_request_to_stop_is_heard_between_pictures(work, undisturbed):
     assert process.returncode == 75, said
     assert "making class pictures: stopped on request" in said
     lorashard("train", path)
-    assert_equal(work, "stopped", undisturbed)
+    assert_equal(work, "stopped", undisturbed_many)
 
 
 def test_given_pictures_count_and_keep_their_bytes(work, undisturbed):

@@ -83,3 +83,19 @@ def test_readme_lists_every_subcommand(subcommands):
 def test_help_recipe_shows_a_key_and_refuses_an_unknown_one():
     assert "an integer" in lorashard("help", "recipe", "lora.rank").stdout
     assert "lora.rank" in lorashard("help", "recipe", "lora.rnak", code=2).stderr
+
+
+def test_parity_names_keys_and_tests_that_exist():
+    text = text_of("docs/parity.md")
+    keys = set(re.findall(r"(?m)^\| `([a-z0-9_]+)` \|", text_of("docs/recipe_reference.md")))
+    tables = set(re.findall(r"(?m)^## \[([a-z_]+)\]", text_of("docs/recipe_reference.md")))
+    named = [name for name in re.findall(r"`([a-z_]+)\.([a-z0-9_]+)(?: = [^`]*)?`", text) if name[1] not in ("py", "json", "jsonl")]
+    assert len(named) > 80
+    for table, key in named:
+        assert table in tables and key in keys, f"parity.md names '{table}.{key}'"
+    tests = set(re.findall(r"(?:tests/[a-z0-9]+/)?\b(?:test_[a-z0-9_]+\.py|[a-z0-9_]+_test(?:\.cpp)?)\b", text))
+    assert len(tests) > 30
+    for test in tests:
+        path = test if "/" in test else f"tests/e2e/{test}"
+        path = path if path.endswith((".py", ".cpp")) else path + ".cpp"
+        assert os.path.exists(os.path.join(REPO, path)), f"parity.md names {test}"

@@ -110,6 +110,29 @@ def test_pictures_without_captions_are_refused_or_said(work):
     assert "002.png" in said, said
 
 
+def test_a_folder_packed_at_the_first_start_says_what_it_leaves_out(work):
+    folder = work / "mixed"
+    make_pictures(folder, count=4)
+    rows = (folder / "metadata.jsonl").read_text().splitlines()
+    (folder / "metadata.jsonl").write_text("\n".join(rows[:3]) + "\n")
+    (folder / "002.png").write_bytes((folder / "002.png").read_bytes()[:200])
+    said = train(work, 65, data=folder)
+    assert "002.png" in said and "data.on_bad_image" in said
+    path = write_recipe(work / "mixed.toml", work / "base", folder, work / "mixed-out", train__max_train_steps=1, data__on_bad_image="skip")
+    said = lorashard("launch", path, "--ranks", 2).stderr
+    assert "003.png" in said and "002.png" in said and said.count("packed 2 pictures (2 with a caption") == 1, said
+
+
+def test_pictures_without_any_caption_are_warned_of_once(work):
+    folder = work / "bare"
+    make_pictures(folder, count=2)
+    (folder / "metadata.jsonl").unlink()
+    path = write_recipe(work / "bare.toml", work / "base", folder, work / "bare-out", train__max_train_steps=1)
+    assert lorashard("launch", path, "--ranks", 2).stderr.count("has a caption: every prompt will be empty") == 1
+    captioned = write_recipe(work / "captioned.toml", work / "base", work / "pack", work / "captioned-out", train__max_train_steps=1)
+    assert "every prompt will be empty" not in lorashard("train", captioned).stderr
+
+
 def test_broken_image_stops_or_is_skipped(work):
     folder = work / "one-broken"
     make_pictures(folder, count=3)
@@ -126,6 +149,20 @@ def test_resume_with_another_identity_key_names_it(work):
     lorashard("train", path)
     said = lorashard("train", path, "--set", "optimizer.learning_rate=0.5", code=2).stderr
     assert "optimizer.learning_rate" in said and "0.5" in said
+
+
+def test_resume_on_another_processor_is_refused_or_warned_of(work, monkeypatch):
+    path = write_recipe(work / "hardware.toml", work / "base", work / "pack", work / "hardware", train__max_train_steps=2)
+    lorashard("train", path)
+    longer = ["--set", "train.max_train_steps=3"]
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    for refused in (lorashard("launch", path, "--ranks", 2, *longer, code=2).stderr, lorashard("doctor", path, *longer, code=2).stderr):
+        assert refused.count("a run goes on only on what it began on") == 1 and "'instruction set in use: " in refused, refused
+        assert "resume_on_other_hardware" in refused
+    warned = lorashard("launch", path, "--ranks", 2, *longer, "--set", "checkpoint.resume_on_other_hardware=true").stderr
+    assert warned.count("a run goes on only on what it began on") == 1 and "warning" in warned, warned
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY")
+    lorashard("train", path, "--set", "train.max_train_steps=4", code=2)  # the newest checkpoint is the other one's
 
 
 def test_resume_with_another_pack_names_it(work):

@@ -3,8 +3,10 @@
 import os
 import sys
 
+import numpy as np
 import pytest
 from lorashard_runs import REPO, VOCABULARY, adapter_hash, lorashard, make_base, make_pack, make_pictures, metrics, write_recipe
+from PIL import Image
 from safetensors.torch import save_file
 
 sys.path.insert(0, os.path.join(REPO, "tests", "oracle"))
@@ -28,6 +30,17 @@ def test_sdxl_in_one_file_trains_as_its_folder(tmp_path):
     assert "from_single_file" in (tmp_path / "file" / "README.md").read_text()
     lorashard("train", write_recipe(tmp_path / "alone.toml", file, tmp_path / "pack", tmp_path / "alone", **own))
     assert adapter_hash(tmp_path / "file") == adapter_hash(tmp_path / "alone")
+
+    # The other commands take it with the same two, and say what is missing without.
+    adapter = ["--lora", tmp_path / "file", "--prompt", "a fish", "--num-inference-steps", 2, "--seed", 1]
+    both = ["--config", base, "--tokenizer", VOCABULARY]
+    assert "--tokenizer" in lorashard("generate", "--base", file, *adapter, "--out", tmp_path / "no.png", code=2).stderr
+    lorashard("generate", "--base", file, *both, *adapter, "--out", tmp_path / "file.png")
+    lorashard("generate", "--base", base, *adapter, "--out", tmp_path / "folder.png")
+    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png"), dtype=int) for name in ("file", "folder")]
+    assert abs(pictures[0] - pictures[1]).max() <= 1 and pictures[0].std() > 10
+    lorashard("convert", tmp_path / "file", tmp_path / "kohya.safetensors", "--to", "kohya", "--base", file, *both)
+    assert "is one file" in lorashard("fuse", "--base", file, "--lora", tmp_path / "file", "--out", tmp_path / "fused", code=2).stderr
 
     # The file is the run's identity: another one is no base to go on with.
     other = make_base(tmp_path / "other", "tiny-sdxl", seed=1)

@@ -30,6 +30,17 @@ def cluster(tmp_path_factory):
     one.sh("scancel --signal=KILL --full -u root; scancel -u root")
     time.sleep(1)
     one.stop()
+    one.kill_ranks()
+
+
+@pytest.fixture(autouse=True)
+def no_job_outlives_a_failed_test(request):
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed and "cluster" in request.fixturenames:
+        cluster = request.getfixturevalue("cluster")
+        cluster.sh("scancel -u root")
+        cluster.kill_ranks()
 
 
 def recipe(work, name, **overrides):
@@ -43,7 +54,8 @@ def log(work, name, job_id):
 
 
 def steps_done(work, name):
-    return len(metrics(work / name)) if (work / name / "metrics.jsonl").exists() else 0
+    file = work / name / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0  # its last line may be under way
 
 
 def wait_for_step(cluster, work, name, step):
@@ -94,13 +106,14 @@ def near_the_limit(cluster, work):
     both nodes; one without, stopped by the limit itself."""
     cluster.wait_until_limits_are_read_soon()
     path = recipe(work, "signalled", train__max_train_steps=FOR_EVER)
-    signalled = cluster.submit(path, "--slurm", "--nodes", 2, "--time", 1, "--signal-before", 24)
+    signalled = cluster.submit(path, "--slurm", "--nodes", 2, "--time", 30, "--signal-before", 24)
     text = script(work, "limited", "--set", f"train.max_train_steps={FOR_EVER}").stdout
     os.makedirs(work / "limited")
     (work / "limited.sbatch").write_text(re.sub(r"#SBATCH --signal.*\n", "", text))
-    limited = cluster.sh(f"sbatch --parsable --time=1 '{work}/limited.sbatch'").strip()
-    wait_for_step(cluster, work, "limited", 1)
-    cluster.sh(f"scontrol update JobId={limited} EndTime=$(date --date='+4 seconds' +%FT%T)")
+    limited = cluster.sh(f"sbatch --parsable --time=30 '{work}/limited.sbatch'").strip()
+    for job_id, name, seconds in ((signalled, "signalled", 50), (limited, "limited", 4)):
+        wait_for_step(cluster, work, name, 1)  # ranks that are there: a limit that comes before is another case
+        assert cluster.sh(f"scontrol update JobId={job_id} EndTime=$(date --date='+{seconds} seconds' +%FT%T)") == ""
     return signalled, limited
 
 
@@ -108,7 +121,8 @@ def test_signalled_before_the_limit_it_is_requeued_and_ends_with_the_same_bytes_
     job_id = near_the_limit[0]
     wait_for_line(cluster, work, "signalled", job_id, "queued again")
     done = steps_done(work, "signalled")
-    assert cluster.sh(f"scontrol update JobId={job_id} NumNodes=1 NumTasks=1") == ""
+    cluster.wait_for(lambda: cluster.job(job_id).get("JobState") == "PENDING", 60, "the job is queued again")
+    assert cluster.sh(f"scontrol update JobId={job_id} NumNodes=1 NumTasks=1 TimeLimit=30") == ""
     recipe(work, "signalled", train__max_train_steps=done + 10)
     assert (work / "signalled" / f"checkpoint-{done}").exists()
     assert f"stopped on request, at step {done}; queued again" in log(work, "signalled", job_id)
@@ -234,8 +248,7 @@ def test_losses_without_progress_end_the_job(cluster, work):
 
     job_id = cluster.submit(recipe(work, "stuck"), "--slurm", "--max-requeues", 1, "--nodes", 1)
     def lost_again():
-        for pid in cluster.ranks(job_id):
-            os.kill(pid, signal.SIGKILL)
+        cluster.kill_ranks(job_id)
         return "ends with exit code" in log(work, "stuck", job_id)
 
     cluster.wait_for(lost_again, 60, "the job gave up")

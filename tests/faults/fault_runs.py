@@ -73,8 +73,10 @@ class Run:
 
     def wait_for(self, condition, seconds=SOON):
         deadline = time.monotonic() + seconds
+        over = False
         while not condition():
-            assert time.monotonic() < deadline and self.process.poll() is None, self.said()
+            assert not over, self.said()
+            over = time.monotonic() >= deadline or self.process.poll() is not None  # what it did last is looked at once more
             time.sleep(0.01)
 
     def steps(self):

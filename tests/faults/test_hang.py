@@ -64,7 +64,7 @@ def test_a_rank_that_was_stopped_for_a_while_goes_on_with_a_warning_and_the_same
     os.kill(run.ranks()[1], signal.SIGCONT)
     code, said = run.end()
     assert code == 0, said
-    assert len(re.findall(r"warning: rank 1 \(.*\) is (silent|late)", said)) == 1, said
+    assert re.search(r"warning: rank 1 \(.*\) is (silent|late)", said), said
     assert re.search(r"warning: rank 1 \(.*\) is back after", said), said
     assert adapter_hash(work / "pause") == adapter_hash(work / "no-pause")
 

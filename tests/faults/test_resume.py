@@ -66,12 +66,14 @@ def test_two_halves_equal_one_run(work):
 
 def test_stopped_in_the_middle_of_a_step_the_step_is_done_again_or_finished_never_halved(work):
     """TERM while micro-batches of a step are under way: the step ends, and the next start begins with the one after."""
-    path = recipe(work, "middle", 5, train__total_batch_size=16, checkpoint__checkpointing_steps=1000)
+    lasting = {"train__total_batch_size": 16, "checkpoint__checkpointing_steps": 1000}
+    path = recipe(work, "middle", 1_000_000, **lasting)
     run = Run(path, by_launch(path, 2))
     run.wait_for_step(2)
     run.process.send_signal(signal.SIGTERM)
     code, said = run.end()
     assert code == 75, said
-    lorashard("launch", path, "--ranks", 3)
-    lorashard("train", recipe(work, "no-middle", 5, train__total_batch_size=16))
+    last = run.steps() + 2
+    lorashard("launch", recipe(work, "middle", last, **lasting), "--ranks", 3)
+    lorashard("train", recipe(work, "no-middle", last, **lasting))
     assert adapter_hash(work / "middle") == adapter_hash(work / "no-middle")

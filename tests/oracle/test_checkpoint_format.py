@@ -40,6 +40,7 @@ def test_the_state_lies_where_the_page_says(checkpoint):
     metadata = header.pop("__metadata__")
     assert metadata == {"format": "lorashard-checkpoint", "version": "2", "global_step": "500", "updates": "498",
                         "skipped_in_a_row": "1", "pack_hash": "9f86d081", "base_hash": "60303ae2",
+                        "arithmetic": "processor: A\nGPU: none\n", "program": "program: 1234\n",
                         "parameter_keys": "a.down 4x125\na.up 125x4"}
     x = np.arange(1000, dtype="<f4")
     expected = [("loss_scale/good_steps", "I64", np.int64(1234567890123)), ("optimizer/d", "F64", np.float64(0.1)),

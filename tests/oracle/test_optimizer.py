@@ -256,9 +256,12 @@ PRODIGY_CASES = {  # our keys, their arguments, drift: d must grow, but not with
 
 
 @pytest.mark.parametrize("case", PRODIGY_CASES)
-def test_prodigy_ends_where_prodigyopt_ends(tmp_path, case):
+def test_prodigy_ends_where_prodigyopt_ends(tmp_path, case, monkeypatch):
     import prodigyopt
 
+    # It sums in fp32, in the order of this processor's library: up to 8e-5 of d in some orders. In double, as we do, the order doesn't show.
+    monkeypatch.setattr(torch, "dot", lambda a, b, dot=torch.dot: dot(a.double(), b.double()))
+    monkeypatch.setattr(torch.Tensor, "sum", lambda self, *args, own=torch.Tensor.sum, **kwargs: own(self.double(), *args, **kwargs))
     ours, theirs, drift = PRODIGY_CASES[case]
     recipe = ["optimizer.optimizer=prodigy", *(f"optimizer.{key}={value}" for key, value in ours.items())]
     got, reference, after, _ = run_both(tmp_path, PRODIGY, 100, lambda g: prodigyopt.Prodigy(g, **theirs), recipe, drift=drift)
@@ -267,7 +270,6 @@ def test_prodigy_ends_where_prodigyopt_ends(tmp_path, case):
     print(f"{case}: parameters {error:.1e}, d {got['state/d'].item() / d - 1:.1e}; d grew {d / theirs.get('d0', 1e-6):.3g}-fold; "
           f"way gone {worst_error(got['parameters'], after):.1e}")
     assert d > 10 * theirs.get("d0", 1e-6), "the estimate never grew"
-    # prodigyopt sums in fp32; where its estimate is far from settled (the third case: d grew 8000-fold) that shows in the weights.
     assert error < 5e-6 and worst_error(got["parameters"], after) < 1e-4 and abs(got["state/d"].item() / d - 1) < 1e-5
     assert got["state/k"].item() == 100
 

@@ -21,6 +21,8 @@ int main(int argc, char** argv) {
                                          .recipe = "seed = 1337\n",
                                          .pack_hash = "9f86d081",
                                          .base_hash = "60303ae2",
+                                         .arithmetic = "processor: A\nGPU: none\n",
+                                         .program = "program: 1234\n",
                                          .parameter_keys = {"a.down 4x125", "a.up 125x4"}};
     lorashard::write_checkpoint(argv[1], state, {{"a.down", x.narrow(0, 0, 500).view({4, 125})}}, {});
   } catch (const std::exception& error) {

@@ -43,6 +43,8 @@ TrainingState state_of(int64_t step) {
           .recipe = "seed = 1337\noutput_dir = \"r\xc3\xbcn\"\n",
           .pack_hash = "9f86d081",
           .base_hash = "60303ae2",
+          .arithmetic = step % 2 == 0 ? "processor: A\nGPU: none\n" : "",
+          .program = step % 2 == 0 ? "program: 1234\n" : "",
           .parameter_keys = {"unet.a.lora.down.weight 4x125", "unet.a.lora.up.weight 125x4"}};
 }
 
@@ -76,6 +78,8 @@ void expect_state(const TrainingState& found, int64_t step) {
   EXPECT_EQ(found.recipe, expected.recipe);
   EXPECT_EQ(found.pack_hash, expected.pack_hash);
   EXPECT_EQ(found.base_hash, expected.base_hash);
+  EXPECT_EQ(found.arithmetic, expected.arithmetic);
+  EXPECT_EQ(found.program, expected.program);
   EXPECT_EQ(found.parameter_keys, expected.parameter_keys);
 }
 
@@ -263,12 +267,13 @@ TEST(Checkpoint, WithoutPermissionOrFolderTheErrorNamesTheCheckpoint) {
   write(run.path(), 1);
   // root may write anywhere, so the child becomes nobody.
   ASSERT_EQ(chmod(run.path().c_str(), 0555), 0);
-  EXPECT_EQ(in_child([&] {
-              if (geteuid() == 0 && (setgid(65534) != 0 || setuid(65534) != 0)) return 3;
-              return expect_write_fails(run.path(), 2);
-            }),
-            0);
+  const int code = in_child([&] {
+    if (geteuid() == 0 && (setgid(65534) != 0 || setuid(65534) != 0)) return 3;
+    return expect_write_fails(run.path(), 2);
+  });
   ASSERT_EQ(chmod(run.path().c_str(), 0755), 0);
+  if (code == 3) GTEST_SKIP() << "root of a container that has no user nobody may write anywhere";
+  EXPECT_EQ(code, 0);
   EXPECT_THAT(names_in(run.path()), ElementsAre("checkpoint-1"));
 }
 
@@ -310,14 +315,21 @@ TEST(Checkpoint, IsNotPublishedByOneThatMayNotWriteAnyMore) {
   EXPECT_THAT(names_in(run.path()), ElementsAre("checkpoint-3"));
 }
 
-TEST(Checkpoint, RotationKeepsTheNewestAndRemovesWhatKilledRunsLeft) {
+TEST(Checkpoint, RotationKeepsTheNewestAndWhatIsNoCheckpoint) {
   const TempDir run;
   for (int64_t step = 1; step <= 5; ++step) write(run.path(), step);
   fs::create_directory(run / "checkpoint-9.tmp-0123456789abcdef");
   fs::create_directory(run / "checkpoint-9.tmp-mine");
   write_durably(run / "metrics.jsonl", "");
   remove_old_checkpoints(run.path(), 0, run / "checkpoint-5");
-  EXPECT_EQ(names_in(run.path()).size(), 7u) << "no limit: only the temporary folder goes";
+  EXPECT_EQ(names_in(run.path()).size(), 8u) << "no limit";
+  const Error error = error_of([&] {
+    remove_old_checkpoints(run.path(), 2, run / "checkpoint-5", [] { throw Error(ErrorKind::usage, "another run has the folder"); });
+  });
+  EXPECT_THAT(error.message(), HasSubstr("another run has the folder"));
+  EXPECT_EQ(names_in(run.path()).size(), 8u);
+  discard_unfinished_checkpoints(run.path());
+  EXPECT_EQ(names_in(run.path()).size(), 7u);
   remove_old_checkpoints(run.path(), 2, run / "checkpoint-5");
   EXPECT_THAT(names_in(run.path()),
               ElementsAre("checkpoint-4", "checkpoint-5", "checkpoint-9.tmp-mine", "metrics.jsonl"));
@@ -356,6 +368,10 @@ TEST(Checkpoint, AKillAtAnyInstantLeavesOnlyWholeCheckpoints) {
   std::printf("%d kills\n", kills);
   std::mt19937 generator(5);
   int64_t reached = 1;
+  // Within the first few checkpoints, however slow this disk is.
+  const auto start = std::chrono::steady_clock::now();
+  write(run.path(), ++reached);
+  const auto a_write = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count();
   for (int trial = 0; trial < kills; ++trial) {
     const pid_t child = fork();
     if (child == 0) {
@@ -366,7 +382,7 @@ TEST(Checkpoint, AKillAtAnyInstantLeavesOnlyWholeCheckpoints) {
         }
       }
     }
-    usleep(generator() % 100000);
+    usleep(static_cast<useconds_t>(generator() % static_cast<uint64_t>(std::max<int64_t>(100000, 4 * a_write))));
     kill(child, SIGKILL);
     ASSERT_EQ(waitpid(child, nullptr, 0), child);
     ::testing::internal::CaptureStderr();
@@ -378,7 +394,8 @@ TEST(Checkpoint, AKillAtAnyInstantLeavesOnlyWholeCheckpoints) {
     reached = state.global_step;
     expect_state(state, reached);
   }
-  EXPECT_GT(reached, 1) << "some child got to write";
+  EXPECT_GT(reached, 2) << "some child got to write";
+  discard_unfinished_checkpoints(run.path());
   remove_old_checkpoints(run.path(), 1, write(run.path(), reached + 1));
   EXPECT_EQ(names_in(run.path()).size(), 1u) << "and what the kills left is gone";
 }

@@ -101,6 +101,26 @@ TEST(CheckpointWriter, OneThatIsDueWhileAnotherIsWrittenWaitsAndNoneIsDropped) {
   EXPECT_GT(waits, 0) << "and the wait is reported";
 }
 
+TEST(CheckpointWriter, AfterAWriteThatEndsTheRunNoneIsWritten) {
+  for (const bool continues : {false, true}) {
+    std::vector<int64_t> written;
+    CheckpointWriter writer(state_of(0), continues, [&](const TrainingState& copy) {
+      if (copy.global_step == 2) throw Error(ErrorKind::io, "no", "", ENOSPC);
+      written.push_back(copy.global_step);
+    });
+    for (int64_t step = 1; step <= 4; ++step) {
+      writer.snapshot(state_of(step));
+      writer.start();
+    }
+    if (continues) {
+      writer.finish();
+    } else {
+      EXPECT_THROW(writer.finish(), Error);
+    }
+    EXPECT_EQ(written, continues ? (std::vector<int64_t>{1, 3, 4}) : (std::vector<int64_t>{1}));
+  }
+}
+
 TEST(CheckpointWriter, TheTrainingThreadDoesNotWaitForTheWriting) {
   std::promise<void> go;
   CheckpointWriter writer(state_of(0), false, [&](const TrainingState&) { go.get_future().wait(); });

@@ -62,5 +62,14 @@ TEST(ClipGradient, NormOfANonFiniteGradientIsNonFinite) {
   EXPECT_TRUE(std::isnan(clip_gradient(gradient, 1.0)));
 }
 
+TEST(ClipGradient, ZeroMeansNever) {
+  for (const auto clip : {+[](at::Tensor& g) { return clip_gradient(g, 0); },
+                          +[](at::Tensor& g) { return clip_gradient_without_waiting(g, 0).item<double>(); }}) {
+    at::Tensor gradient = at::full({4}, 5.0, at::kFloat);
+    EXPECT_EQ(clip(gradient), 10.0);
+    EXPECT_TRUE(at::equal(gradient, at::full({4}, 5.0, at::kFloat)));
+  }
+}
+
 }  // namespace
 }  // namespace lorashard

@@ -33,7 +33,9 @@ TEST(Ema, IsTheParametersUntilAveragingBeginsAndGoesOnFromItsState) {
   for (int64_t update = 1; update <= 6; ++update) {
     const at::Tensor parameters = start + static_cast<double>(update);
     whole.step(parameters, update);
-    if (update == 1) EXPECT_TRUE(at::equal(average(whole), parameters));
+    if (update == 1) {
+      EXPECT_TRUE(at::equal(average(whole), parameters));
+    }
     (update <= 3 ? before : after).step(parameters, update);
     if (update == 3) after.load(before.state());
   }

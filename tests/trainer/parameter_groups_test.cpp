@@ -101,9 +101,12 @@ TEST(ParameterGroups, LoraPlusAndPatternsCombineAndTheLongestPatternCounts) {
     const std::string& path = small.adapter.modules()[parameter.module].path;
     double rate = path.find("attn2") == std::string::npos ? 1e-4 : path.ends_with("attn2.to_k") ? 2e-5 : 1e-5;
     if (parameter.part == LoraPart::up) rate *= 16;
-    for (const ParameterGroup& group : groups)
-      for (const FlatTensor& tensor : group.tensors)
-        if (tensor.offset == parameter.value.storage_offset()) EXPECT_EQ(group.learning_rate, rate) << parameter.key;
+    for (const ParameterGroup& group : groups) {
+      for (const FlatTensor& tensor : group.tensors) {
+        if (tensor.offset != parameter.value.storage_offset()) continue;
+        EXPECT_EQ(group.learning_rate, rate) << parameter.key;
+      }
+    }
   }
 }
 

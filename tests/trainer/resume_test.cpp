@@ -49,6 +49,39 @@ std::string refusal(const Recipe& recipe, const TrainingState& saved, const std:
   return "";
 }
 
+TEST(Resume, OnOtherHardwareIsRefusedWhereBitsMatter) {
+  Recipe recipe = derived();
+  TrainingState saved = saved_by(recipe, 1);
+  const std::string here = "processor: A\ninstruction set in use: AVX2\n";
+  const auto said = [&](const Recipe& now, const std::string& there) {
+    saved.arithmetic = there;
+    testing::internal::CaptureStderr();
+    std::string refused;
+    try {
+      require_same_hardware(now, here, saved, "checkpoint-5");
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::usage);
+      refused = error.what();
+    }
+    return std::pair(refused, testing::internal::GetCapturedStderr());
+  };
+  const std::string other = "processor: A\ninstruction set in use: AVX512\n";
+  const auto difference = HasSubstr("'instruction set in use: AVX512' there, 'instruction set in use: AVX2' here");
+  EXPECT_THAT(said(recipe, other).first, AllOf(HasSubstr("checkpoint-5"), difference, HasSubstr("resume_on_other_hardware")));
+  EXPECT_THAT(said(recipe, here + "GPU: B\n").first, HasSubstr("'GPU: B' there, 'nothing more' here"));
+  EXPECT_EQ(said(recipe, here), std::pair(std::string(), std::string()));
+  EXPECT_EQ(said(recipe, ""), std::pair(std::string(), std::string())) << "a checkpoint that doesn't say";
+  recipe.checkpoint.resume_on_other_hardware = true;
+  EXPECT_EQ(said(recipe, other).first, "");
+  EXPECT_THAT(said(recipe, other).second, AllOf(HasSubstr("warning"), difference));
+  recipe.checkpoint.resume_on_other_hardware = false;
+  saved.program = "another";
+  EXPECT_EQ(said(recipe, here).first, "");
+  EXPECT_THAT(said(recipe, here).second, HasSubstr("another build of lorashard"));
+  recipe.train.deterministic = false;
+  EXPECT_EQ(said(recipe, other), std::pair(std::string(), std::string()));
+}
+
 TEST(Resume, OtherRanksKeepTotalLengthAndLearningRate) {
   const TrainingState saved = saved_by(derived(), 3);
   for (const int world_size : {1, 2, 3, 7}) {
