@@ -25,7 +25,7 @@ struct Framing {
 };
 
 struct TransformedImage {
-  ImageSize original_size;  ///< of the picture as packed, before the resize (SDXL's time ids)
+  ImageSize original_size = {};  ///< of the picture as packed, before the resize (SDXL's time ids)
   Framing framing = {};
   int64_t crop_top = 0, crop_left = 0;
   bool flipped = false;

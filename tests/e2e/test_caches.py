@@ -79,7 +79,8 @@ def test_killed_while_encoding_and_started_again_on_other_ranks(work, live):
 
 def test_stopped_while_encoding_leaves_with_75_and_goes_on(work, live):
     many = make_pack(work / "many", make_pictures(work / "many-pictures", count=200, seed=3))
-    path = write_recipe(work / "stopped.toml", work / "base", many, work / "stopped", train__max_train_steps=2, **CACHES)
+    few = {**COMMON, "train__max_train_steps": 2}
+    path = write_recipe(work / "stopped.toml", work / "base", many, work / "stopped", **few, **CACHES)
     process = subprocess.Popen([LORASHARD, "train", str(path)], stderr=subprocess.PIPE, text=True)
     while not list((work / "stopped").glob("cache/latents-*")):
         assert process.poll() is None, "the run ended before its cache"
@@ -88,7 +89,7 @@ def test_stopped_while_encoding_leaves_with_75_and_goes_on(work, live):
     said = process.communicate()[1]
     assert process.returncode == 75 and "step 1" not in said, said
     lorashard("train", path)
-    lorashard("train", write_recipe(work / "many.toml", work / "base", many, work / "many-live", train__max_train_steps=2, data__center_crop=True))
+    lorashard("train", write_recipe(work / "many.toml", work / "base", many, work / "many-live", **few))
     assert adapter_hash(work / "stopped") == adapter_hash(work / "many-live")
 
 
