@@ -110,7 +110,8 @@ for _ in 1 2 3 4 5; do
   sleep 2
 done
 # Slurm took this start for lost, as when its slurmd died, and has begun the next one: that is none of our business.
-if [[ "$restarts" =~ ^[0-9]+$ ]] && [ "$restarts" -ne "${SLURM_RESTART_COUNT:-0}" ]; then
+# (The count alone goes up as soon as this start is to end.)
+if [[ "$restarts" =~ ^[0-9]+$ ]] && [ "$restarts" -ne "${SLURM_RESTART_COUNT:-0}" ] && [[ "$state" =~ ^(RUNNING|CONFIGURING)$ ]]; then
   say "a later start of this job has taken over; this one (exit code $code) leaves it alone"
   exit $code
 fi
