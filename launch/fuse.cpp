@@ -1,4 +1,4 @@
-// lorashard fuse: a base with adapters merged into it, as a folder of its own.
+// lorashard fuse: a base with adapters merged into it, as a folder or a file of its own.
 #include <fmt/ranges.h>
 
 #include <filesystem>
@@ -26,7 +26,7 @@ struct Options {
 
 void fuse(const Options& options) {
   const std::vector<LoraArgument> loras = parse_lora_arguments(options.loras);
-  require_folder_to_fuse(options.base.path);
+  require_place_for_fused(options.base.path, options.out);
   StableDiffusion base = load_base(options.base);
   ChangedLayers changed;
   for (const LoraArgument& lora : loras) {
@@ -56,18 +56,19 @@ void fuse(const Options& options) {
 
 void add_fuse_command(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("fuse", "merge adapters into a base model: a folder of its own");
-  command->add_option("--base", options->base.path, "base model: a folder in diffusers layout")->required();
+  CLI::App* command = app.add_subcommand("fuse", "merge adapters into a base model: a base of its own");
+  command->add_option("--base", options->base.path, "base model: a folder in diffusers layout, or one .safetensors file")->required();
   command->add_option("--variant", options->base.variant, "variant of its weight files to merge from, such as fp16");
+  add_single_file_arguments(*command, options->base);
   add_lora_argument(*command, options->loras)->required();
-  command->add_option("--out", options->out, "the folder to make")->required();
+  command->add_option("--out", options->out, "the folder to make, or the file where the base is one")->required();
   command->add_flag("--json", options->json, "what was made, as JSON on stdout");
   command->footer(
-      "Everything of the base is copied; the layers the adapters change are merged in fp32 and rounded once to the "
-      "type\n"
-      "their file has, in every variant. diffusers' from_pretrained loads the folder like the base, and so does "
-      "lorashard:\n"
-      "  lorashard fuse --base BASE --lora runs/pokemon:0.8 --out pokemon-base");
+      "Everything of the base is copied; the layers the adapters change are merged in fp32 and rounded once to the type\n"
+      "their file has, in every variant. diffusers' from_pretrained loads the folder like the base, and so does lorashard.\n"
+      "A base in one file becomes one file of the same layout, for from_single_file and for web UIs.\n"
+      "  lorashard fuse --base BASE --lora runs/pokemon:0.8 --out pokemon-base\n"
+      "  lorashard fuse --base sd.safetensors --tokenizer bpe_simple_vocab_16e6.txt.gz --lora runs/pokemon --out pokemon-sd.safetensors");
   command->callback([options] { fuse(*options); });
 }
 

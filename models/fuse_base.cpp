@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <string_view>
 #include <system_error>
 
 #include "dist/durable_file.h"
 #include "dist/error.h"
 #include "models/safetensors.h"
+#include "models/single_file.h"
 
 namespace lorashard {
 namespace {
@@ -40,6 +42,43 @@ StateDict new_values(const torch::nn::Module& module, const std::set<std::string
   }
   return values;
 }
+
+/// One file in the original layout: its tensors, some with new values.
+class FusingOneFile {
+ public:
+  explicit FusingOneFile(const SafetensorsFile& file) : tensors_(file.tensors()) {
+    for (const auto& [key, tensor] : tensors_) {
+      if (tensor.numel() > 0) by_address_[static_cast<const char*>(tensor.const_data_ptr())] = key;
+    }
+  }
+
+  /// Puts `value` where `place`, a view of one of the file's tensors, lies in it.
+  void put(const at::Tensor& place, const at::Tensor& value) {
+    const auto address = static_cast<const char*>(place.const_data_ptr());
+    const auto next = by_address_.upper_bound(address);
+    LORASHARD_CHECK(next != by_address_.begin() && place.is_contiguous(), "a weight that isn't where the file is mapped");
+    const auto& [begin, key] = *std::prev(next);
+    at::Tensor& whole = own(key);
+    const int64_t offset = (address - begin) / static_cast<int64_t>(place.element_size());
+    LORASHARD_CHECK(offset + place.numel() <= whole.numel(), "a weight beyond the end of '{}'", key);
+    whole.view({-1}).narrow(0, offset, place.numel()).copy_(value.reshape({-1}));
+  }
+  void put_transposed(const std::string& key, const at::Tensor& value) { own(key).copy_(value.t()); }
+
+  const StateDict& tensors() const { return tensors_; }
+
+ private:
+  /// Our copy, made at the first call: the mapped bytes must not be written to.
+  at::Tensor& own(const std::string& key) {
+    at::Tensor& tensor = tensors_.at(key);
+    if (owned_.insert(key).second) tensor = tensor.clone();
+    return tensor;
+  }
+
+  StateDict tensors_;
+  std::map<const char*, std::string> by_address_;  // of the mapped bytes
+  std::set<std::string> owned_;
+};
 
 class Fusing {
  public:
@@ -123,20 +162,56 @@ class Fusing {
   FusedFiles found_;
 };
 
+FusedFiles write_fused_file(const StableDiffusion& base, const ChangedLayers& changed, const fs::path& out, const std::string& note) {
+  const SafetensorsFile file(base.folder);
+  BaseConfigs configs;
+  configs.unet = base.unet->config();
+  configs.text_encoder = base.text_encoder->config();
+  if (base.is_sdxl()) configs.text_encoder_2 = base.text_encoder_2->config();
+  const auto places = single_file_components(file.tensors(), single_file_family(file).value(), configs);
+  const std::map<std::string, const torch::nn::Module*> modules = {
+      {"unet", base.unet.get()}, {"text_encoder", base.text_encoder.get()}, {"text_encoder_2", base.text_encoder_2.get()}};
+  FusingOneFile fused(file);
+  FusedFiles found;
+  found.num_weight_files = 1;
+  for (const auto& [component, paths] : changed) {
+    found.num_layers += static_cast<int64_t>(paths.size());
+    const StateDict& names = places.at(component);
+    for (const auto& [key, value] : new_values(*modules.at(component), paths)) {
+      const auto place = names.contains(key) ? names.find(key) : names.find("text_model." + key);
+      if (place == names.end())
+        throw Error(ErrorKind::bad_data, fmt::format("fusing '{}': it has no '{}' of '{}'", base.folder.string(), key, component));
+      if (component == "text_encoder_2" && key == "text_projection.weight") {
+        fused.put_transposed(kTextProjectionOfSdxl, value);
+      } else {
+        fused.put(place->second, value);
+      }
+    }
+  }
+  Metadata metadata = file.metadata();
+  metadata["fused_adapters"] = note;
+  write_safetensors(out, fused.tensors(), metadata);
+  return found;
+}
+
 }  // namespace
 
-void require_folder_to_fuse(const fs::path& base) {
-  if (!fs::is_regular_file(base)) return;
-  throw Error(ErrorKind::usage, fmt::format("fusing: '{}' is one file", base.string()),
-              "a pipeline folder is made of a folder: save the base with diffusers' from_single_file and save_pretrained");
+void require_place_for_fused(const fs::path& base, const fs::path& out) {
+  if (fs::exists(out) && !(fs::is_directory(out) && fs::is_empty(out))) {
+    throw Error(ErrorKind::usage, fmt::format("fusing: '{}' exists already", out.string()), "give a new name");
+  }
+  const bool is_file = fs::is_regular_file(base), names_file = out.extension() == ".safetensors";
+  if (is_file == names_file && !(is_file && fs::exists(out))) return;
+  throw Error(ErrorKind::usage,
+              is_file ? fmt::format("fusing: the base '{}' is one file, and '{}' is no name for one", base.string(), out.string())
+                      : fmt::format("fusing: the base '{}' is a folder, and '{}' is a file's name", base.string(), out.string()),
+              is_file ? "give a name that ends in .safetensors" : "give a folder's name");
 }
 
 FusedFiles write_fused_base(const StableDiffusion& base, const ChangedLayers& changed, const fs::path& out,
                             const std::string& note) {
-  require_folder_to_fuse(base.folder);
-  if (fs::exists(out) && !(fs::is_directory(out) && fs::is_empty(out))) {
-    throw Error(ErrorKind::usage, fmt::format("fusing: '{}' exists already", out.string()), "give a new folder");
-  }
+  require_place_for_fused(base.folder, out);
+  if (fs::is_regular_file(base.folder)) return write_fused_file(base, changed, out, note);
   const fs::path whole = fs::absolute(out).lexically_normal();
   const fs::path place = whole.has_filename() ? whole : whole.parent_path();
   const fs::path temporary = place.string() + temporary_suffix();

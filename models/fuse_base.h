@@ -1,5 +1,5 @@
-// A base with adapters merged into its weights, as a folder that diffusers' from_pretrained loads like the base itself.
-// Called by `lorashard fuse`.
+// A base with adapters merged into its weights, in the form it has itself: a folder for diffusers' from_pretrained, or one file in
+// the original layout. Called by `lorashard fuse`.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -21,14 +21,14 @@ struct FusedFiles {
   std::vector<std::string> skipped;  ///< left out: weights in files that are not rewritten would be those of the base
 };
 
-/// Throws Error(usage) for a base in one file. To be called before loading it.
-void require_folder_to_fuse(const std::filesystem::path& base);
+/// Throws Error(usage) when `out` can't be made of `base`: something is there, or the name is not that of the form `base` has. To be
+/// called before loading.
+void require_place_for_fused(const std::filesystem::path& base, const std::filesystem::path& out);
 
-/// Copies `base.folder` to `out`, with the weight and bias of the layers in `changed` taken from `base` (fp32) in every
-/// safetensors file that holds them, rounded to that file's type; all else of those files keeps its bytes. `out`
-/// appears by one rename. `note` goes into the metadata of the files that were changed ("fused_adapters"). Throws
-/// Error(usage) when `out` exists and isn't an empty folder, Error(io) when writing fails, Error(bad_data) when the
-/// files lack a layer.
+/// Copies `base.folder`, a folder or one file, to `out`, with the weight and bias of the layers in `changed` taken from `base` (fp32) in
+/// every safetensors file that holds them, rounded to that file's type; all else of those files keeps its bytes. `out` appears by one
+/// rename. `note` goes into the metadata of the files that were changed ("fused_adapters"). Throws as require_place_for_fused(),
+/// Error(io) when writing fails, Error(bad_data) when the files lack a layer.
 FusedFiles write_fused_base(const StableDiffusion& base, const ChangedLayers& changed, const std::filesystem::path& out,
                             const std::string& note);
 

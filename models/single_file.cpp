@@ -84,8 +84,8 @@ TokenizerSource tokenizer_of(const fs::path& path, const StableDiffusionOptions&
   if (!options.config_folder.empty() && fs::is_directory(options.config_folder / name))
     return {options.config_folder / name};
   throw Error(ErrorKind::usage, fmt::format("{}: one file holds no tokenizer", doing(path)),
-              "give model.tokenizer_name (on the command line --tokenizer): CLIP's bpe_simple_vocab_16e6.txt.gz, to a tokenizer's folder or to any diffusers folder "
-              "of the same family");
+              "give model.tokenizer_name (on the command line --tokenizer): CLIP's bpe_simple_vocab_16e6.txt.gz, a tokenizer's folder, or "
+              "any diffusers folder of the same family");
 }
 
 void check_options(const fs::path& path, const StableDiffusionOptions& options) {
@@ -128,6 +128,22 @@ BaseConfigs single_file_configs(const SafetensorsFile& file, SingleFileFamily fa
   return configs;
 }
 
+const char* const kTextProjectionOfSdxl = "conditioner.embedders.1.model.text_projection";
+
+std::map<std::string, StateDict> single_file_components(const StateDict& state, SingleFileFamily family, const BaseConfigs& configs) {
+  const CLIPTextConfig& text = configs.text_encoder;
+  std::map<std::string, StateDict> components;
+  components["unet"] = unet_of_original(state, kUnet, configs.unet.layers_per_block);
+  components["text_encoder"] = family == SingleFileFamily::sd2
+                                   ? open_clip_of_original(state, kOpenClip, text.num_hidden_layers, text.with_projection)
+                                   : clip_of_original(state, family == SingleFileFamily::sdxl ? kFirstOfSdxl : kClip, text.with_projection);
+  if (configs.text_encoder_2) {
+    components["text_encoder_2"] = open_clip_of_original(state, kSecondOfSdxl, configs.text_encoder_2->num_hidden_layers,
+                                                         configs.text_encoder_2->with_projection);
+  }
+  return components;
+}
+
 BaseParts read_single_file(const fs::path& path, const StableDiffusionOptions& options) {
   check_options(path, options);
   const SafetensorsFile file(path);
@@ -136,23 +152,21 @@ BaseParts read_single_file(const fs::path& path, const StableDiffusionOptions& o
   parts.configs = configs_of(family, file, options);
   const BaseConfigs& configs = parts.configs;
   const StateDict state = file.tensors();
+  auto components = single_file_components(state, family, configs);
   const auto weights = [&](const char* prefix, StateDict renamed) -> Weights {
     return {fmt::format("{}: {}", path.string(), prefix), std::move(renamed)};
   };
-  parts.unet = weights(kUnet, unet_of_original(state, kUnet, configs.unet.layers_per_block));
+  parts.unet = weights(kUnet, std::move(components["unet"]));
   if (options.vae_folder.empty()) {
     parts.vae = weights(kVae, vae_of_original(state, kVae, static_cast<int64_t>(configs.vae.block_out_channels.size())));
   }
   const CLIPTextConfig& text = configs.text_encoder;
-  const char* const first = family == SingleFileFamily::sdxl ? kFirstOfSdxl : kClip;
-  parts.text_encoder = family == SingleFileFamily::sd2
-                           ? weights(kOpenClip, open_clip_of_original(state, kOpenClip, text.num_hidden_layers, text.with_projection))
-                           : weights(first, clip_of_original(state, first, text.with_projection));
+  const char* const first = family == SingleFileFamily::sdxl ? kFirstOfSdxl : family == SingleFileFamily::sd2 ? kOpenClip : kClip;
+  parts.text_encoder = weights(first, std::move(components["text_encoder"]));
   parts.tokenizer = tokenizer_of(path, options, "tokenizer", text);
   if (configs.text_encoder_2) {
     const CLIPTextConfig& second = *configs.text_encoder_2;
-    parts.text_encoder_2 =
-        weights(kSecondOfSdxl, open_clip_of_original(state, kSecondOfSdxl, second.num_hidden_layers, second.with_projection));
+    parts.text_encoder_2 = weights(kSecondOfSdxl, std::move(components["text_encoder_2"]));
     parts.tokenizer_2 = tokenizer_of(path, options, "tokenizer_2", second);
   }
   return parts;

@@ -2,6 +2,7 @@
 // weights under the names of diffusers. Used by models/stable_diffusion.cpp and launch/inspect.cpp.
 #pragma once
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,6 +24,12 @@ std::optional<SingleFileFamily> single_file_family(const SafetensorsFile& file);
 /// The configs of SD 1.5, SD 2.1 or SDXL's base. SD 2.x predicts velocity unless the file's global_step is that of 2-base (875000),
 /// as in diffusers.
 BaseConfigs single_file_configs(const SafetensorsFile& file, SingleFileFamily family);
+
+/// The weights of the UNet and the text encoders among `state`, the tensors of such a file, under the names of diffusers, by component
+/// ("unet", "text_encoder", "text_encoder_2"). Views of the same memory, but for OpenCLIP's text_projection, which is stored transposed.
+std::map<std::string, StateDict> single_file_components(const StateDict& state, SingleFileFamily family, const BaseConfigs& configs);
+/// The name of that text_projection in a file of SDXL.
+extern const char* const kTextProjectionOfSdxl;
 
 /// Configs are those of options.config_folder, or single_file_configs(); the tokenizer is options.tokenizer or of
 /// options.config_folder. Throws Error(usage) for another kind of model or without a tokenizer, Error(bad_data) for a broken file.

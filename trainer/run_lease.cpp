@@ -215,29 +215,16 @@ bool link_exclusively(int descriptor, const fs::path& own, const fs::path& path)
   throw errno_error(fmt::format("making '{}'", path.string()));
 }
 
-/// The folder's lock, where its file system has one.
-class FolderLock {
- public:
-  explicit FolderLock(const fs::path& folder) : descriptor_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
-    if (descriptor_ >= 0) flock(descriptor_, LOCK_EX);
-  }
-  ~FolderLock() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-  FolderLock(const FolderLock&) = delete;
-  FolderLock& operator=(const FolderLock&) = delete;
-
- private:
-  int descriptor_;
-};
-
 /// Puts `own` in the place of the lease of `holder`. False when somebody else was faster.
 bool take_over(const fs::path& own, const fs::path& path, const Holder& holder) {
   // Two that found the same stale lease: on one host the lock lets them go one by one. Between hosts (most network file
   // systems have no lock on folders) the last rename wins, and require_held() tells the other.
-  const FolderLock lock(path.parent_path());
+  const int folder = ::open(path.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder >= 0) flock(folder, LOCK_EX);
   const auto still = read_holder(path);
-  return still && still->same_as(holder) && ::rename(own.c_str(), path.c_str()) == 0;
+  const bool ours = still && still->same_as(holder) && ::rename(own.c_str(), path.c_str()) == 0;
+  if (folder >= 0) ::close(folder);
+  return ours;
 }
 
 /// Removes what a start that was killed was writing. Called where the lease is ours, so that no other start writes here. (Temporary
@@ -301,10 +288,7 @@ RunLease::~RunLease() {
   }
   ended_.notify_all();
   thread_.join();
-  {
-    const FolderLock lock(path_.parent_path());
-    if (is_ours()) ::unlink(path_.c_str());
-  }
+  if (is_ours()) ::unlink(path_.c_str());
   ::close(descriptor_);
 }
 
