@@ -51,7 +51,9 @@ std::vector<double> learning_rates_of(const Recipe& recipe, const std::vector<Pa
                          .warmup_steps = schedule.lr_warmup_steps,
                          .max_train_steps = *recipe.train.max_train_steps,
                          .num_cycles = schedule.lr_num_cycles,
-                         .power = schedule.lr_power},
+                         .power = schedule.lr_power,
+                         .min_lr_ratio = schedule.lr_scheduler_min_lr_ratio,
+                         .decay_steps = schedule.lr_decay_steps},
                         optimizer.learning_rate, bases, updates);
 }
 

@@ -152,6 +152,8 @@ struct Recipe {
     int64_t lr_warmup_steps = 0;
     int64_t lr_num_cycles = 1;
     double lr_power = 1.0;
+    double lr_scheduler_min_lr_ratio = 0;
+    int64_t lr_decay_steps = 0;
   } lr_scheduler;
   struct Checkpoint {
     int64_t checkpointing_steps = 500;

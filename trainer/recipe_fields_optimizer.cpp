@@ -88,14 +88,19 @@ void add_optimizer_fields(Fields& f, Recipe& r) {
   add_ema(f, r.ema);
 
   f.push_back({"lr_scheduler", "lr_scheduler", &r.lr_scheduler.lr_scheduler,
-               one_of({"constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"}),
-               kIdentity, "How the learning rate changes over the run: diffusers' schedules of these names."});
+               one_of({"constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "cosine_with_min_lr",
+                       "warmup_stable_decay"}),
+               kIdentity, "How the learning rate changes over the run: diffusers' schedules of these names, the last two transformers'."});
   f.push_back({"lr_scheduler", "lr_warmup_steps", &r.lr_scheduler.lr_warmup_steps, between(0, kMostSteps), kIdentity,
                "Optimizer steps over which the learning rate rises from 0. Not used by constant."});
   f.push_back({"lr_scheduler", "lr_num_cycles", &r.lr_scheduler.lr_num_cycles, between(1, kMostSteps), kIdentity,
                "Restarts of cosine_with_restarts."});
   f.push_back(
       {"lr_scheduler", "lr_power", &r.lr_scheduler.lr_power, above_zero(), kIdentity, "Exponent of polynomial."});
+  f.push_back({"lr_scheduler", "lr_scheduler_min_lr_ratio", &r.lr_scheduler.lr_scheduler_min_lr_ratio, below_one(), kIdentity,
+               "Where cosine_with_min_lr and warmup_stable_decay end, as a part of the learning rate."});
+  f.push_back({"lr_scheduler", "lr_decay_steps", &r.lr_scheduler.lr_decay_steps, between(0, kMostSteps), kIdentity,
+               "Optimizer steps at the end over which the learning rate of warmup_stable_decay falls."});
 }
 
 }  // namespace lorashard

@@ -150,6 +150,12 @@ void resolve_recipe(Recipe& recipe, int world_size, int local_world_size, int64_
   check_recipe_rules(recipe, "recipe");
   resolve_total_batch_size(recipe.train, world_size);
   resolve_max_train_steps(recipe.train, images_per_epoch);
+  const Recipe::LrSchedule& schedule = recipe.lr_scheduler;
+  if (schedule.lr_decay_steps > 0 && schedule.lr_warmup_steps + schedule.lr_decay_steps > *recipe.train.max_train_steps) {
+    refuse(fmt::format("recipe: 'lr_scheduler.lr_warmup_steps' {} and 'lr_scheduler.lr_decay_steps' {} are more than the run's {} steps",
+                       schedule.lr_warmup_steps, schedule.lr_decay_steps, *recipe.train.max_train_steps),
+           "the learning rate must have risen before it falls");
+  }
   if (!recipe.lora.lora_alpha) recipe.lora.lora_alpha = static_cast<double>(recipe.lora.rank);
   if (recipe.optimizer.scale_lr) {
     // The product is kept and the switch turned off, so that resolving the printed recipe again changes nothing.

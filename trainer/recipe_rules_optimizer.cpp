@@ -39,6 +39,12 @@ void check_optimizer_rules(const Recipe& recipe, const std::string& name) {
   const std::string own_rate = "without adafactor_relative_step, which sets the learning rate itself";
   const std::string of_adam = "with optimizer = \"adamw\", \"adamw8bit\" or \"prodigy\"";
   const std::string one_rate = "with an optimizer other than prodigy, which has one learning rate for all";
+  const std::string& schedule = recipe.lr_scheduler.lr_scheduler;
+  const bool with_decay = schedule == "warmup_stable_decay";
+  if (with_decay && recipe.lr_scheduler.lr_decay_steps == 0) {
+    throw Error(ErrorKind::usage, fmt::format("{}: lr_scheduler = \"warmup_stable_decay\" needs 'lr_scheduler.lr_decay_steps'", name),
+                "give the number of steps at the end over which the learning rate falls");
+  }
   refuse_without_effect(
       recipe, name,
       {{"optimizer.use_8bit_adam", optimizer == "adamw" || optimizer == "adamw8bit", "with optimizer = \"adamw\""},
@@ -54,6 +60,9 @@ void check_optimizer_rules(const Recipe& recipe, const std::string& name) {
        {"optimizer.loraplus_lr_ratio", !relative_step, own_rate},
        {"optimizer.scale_lr", !relative_step, own_rate},
        {"lr_scheduler.lr_scheduler", !relative_step, own_rate},
+       {"lr_scheduler.lr_scheduler_min_lr_ratio", with_decay || schedule == "cosine_with_min_lr",
+        "with lr_scheduler = \"cosine_with_min_lr\" or \"warmup_stable_decay\""},
+       {"lr_scheduler.lr_decay_steps", with_decay, "with lr_scheduler = \"warmup_stable_decay\""},
        {"optimizer.lr_pattern", !prodigy, one_rate},
        {"optimizer.loraplus_lr_ratio", !prodigy, one_rate},
        {"ema.ema_", recipe.ema.use_ema, "with use_ema = true"},

@@ -80,3 +80,23 @@ def test_the_alias_of_the_scripts_is_8_bit_adamw(work):
     resolved = tomllib.loads((work / "alias" / "recipe.toml").read_text(encoding="utf-8"))["optimizer"]
     assert resolved["optimizer"] == "adamw8bit" and not resolved["use_8bit_adam"]
     assert "optimizer/absmax1" in load_file(work / "alias" / "checkpoint-1" / "state.safetensors")
+
+
+@pytest.mark.parametrize("name", ["cosine_with_min_lr", "warmup_stable_decay"])
+def test_schedules_of_transformers_reach_the_updates(work, name):
+    import torch
+    from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup, get_wsd_schedule
+
+    own = {"lr_scheduler__lr_scheduler": name, "lr_scheduler__lr_warmup_steps": 2, "lr_scheduler__lr_scheduler_min_lr_ratio": 0.1}
+    if name == "warmup_stable_decay":
+        own["lr_scheduler__lr_decay_steps"] = 2
+    lorashard("train", recipe(work, name, "lion", **own))
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-4)
+    schedule = (get_wsd_schedule(optimizer, 2, 2, num_stable_steps=STEPS - 4, min_lr_ratio=0.1) if name == "warmup_stable_decay" else
+                get_cosine_with_min_lr_schedule_with_warmup(optimizer, 2, STEPS, min_lr_rate=0.1))
+    expected = []
+    for _ in range(STEPS):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert [line["lr"] for line in metrics(work / name)] == expected

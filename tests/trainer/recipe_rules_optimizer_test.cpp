@@ -45,11 +45,27 @@ TEST(OptimizerRules, AKeyWithoutEffectIsRefusedByName) {
        "optimizer.learning_rate"},
       {{"optimizer.optimizer=adafactor", "optimizer.adafactor_relative_step=true", "lr_scheduler.lr_scheduler=cosine"},
        "lr_scheduler.lr_scheduler"},
+      {{"lr_scheduler.lr_scheduler=cosine", "lr_scheduler.lr_scheduler_min_lr_ratio=0.1"}, "lr_scheduler.lr_scheduler_min_lr_ratio"},
+      {{"lr_scheduler.lr_scheduler=cosine_with_min_lr", "lr_scheduler.lr_decay_steps=3"}, "lr_scheduler.lr_decay_steps"},
       {{"ema.ema_decay=0.9"}, "ema.ema_decay"},
       {{"ema.use_ema=true", "ema.ema_power=0.75"}, "ema.ema_power"}};
   for (const auto& [overrides, key] : cases) {
     EXPECT_THAT(refusal(overrides), HasSubstr(fmt::format("'{}' = ", key)));
     EXPECT_THAT(refusal(overrides), HasSubstr("would have no effect"));
+  }
+}
+
+TEST(OptimizerRules, AScheduleThatFallsMustHaveStepsToFallIn) {
+  EXPECT_THAT(refusal({"lr_scheduler.lr_scheduler=warmup_stable_decay"}), HasSubstr("needs 'lr_scheduler.lr_decay_steps'"));
+  Recipe recipe = parse({"lr_scheduler.lr_scheduler=warmup_stable_decay", "lr_scheduler.lr_decay_steps=6", "lr_scheduler.lr_warmup_steps=4"});
+  for (const int64_t steps : {9, 10}) {
+    Recipe resolved = recipe;
+    resolved.train.max_train_steps = steps;
+    if (steps == 10) {
+      resolve_recipe(resolved, 1, 1, 10);
+    } else {
+      EXPECT_THROW(resolve_recipe(resolved, 1, 1, 10), Error);
+    }
   }
 }
 
