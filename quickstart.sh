@@ -85,7 +85,7 @@ cat <<END
   picture grid   $RUN/adapter/report.png                         (pictures with their captions, loss curve)
 
 To use your own base and pictures, copy recipes/quickstart.toml and change
-  model.pretrained_model_name_or_path   a diffusers folder or one .safetensors file instead of $RUN/base
+  model.pretrained_model_name_or_path   a diffusers folder instead of $RUN/base (or one .safetensors file, with model.tokenizer_name)
   data.train_data_dir                   a folder of pictures with metadata.jsonl, metadata.csv or .txt captions
   data.resolution                       512
   output_dir                            where the adapter goes

@@ -67,8 +67,10 @@ void add_convert_command(CLI::App& app) {
   command->add_option("out", options->out, "file to write; for peft a folder")->required();
   command->add_option("--to", options->to, "diffusers, kohya or peft")->required();
   command->add_option("--rank", options->rank, "of what only singular values make a LoRA pair: LoHa, LoKr, full differences");
-  command->add_option("--base", options->base.path, "base model: for layers of unusual names, and for --resolve-dora");
+  CLI::Option* base =
+      command->add_option("--base", options->base.path, "base model: for layers of unusual names, and for --resolve-dora");
   add_single_file_arguments(*command, options->base);
+  for (const char* name : {"--config", "--tokenizer"}) command->get_option(name)->needs(base);
   command->add_flag("--resolve-dora", options->resolve_dora, "make plain LoRA pairs of DoRA (needs --base and --rank)");
   command->footer("docs/lora_formats.md says what each layout holds and who loads it.");
   command->callback([options] { convert(*options); });

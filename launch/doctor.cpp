@@ -327,9 +327,13 @@ void report_recipe(Report& report, const std::string& path, const std::vector<st
     report.check("resume", [&] {
       require_same_run(findings.recipe, data_hash(*findings.pack, findings.class_pack.get()), base_hash_of(findings),
                        *findings.saved, findings.checkpoint->string());
-      const bool here = findings.recipe.distributed.device == "cpu";  // the GPU that a rank gets is not known here
-      if (here) require_same_hardware(findings.recipe, describe_arithmetic_of(at::kCPU), *findings.saved, findings.checkpoint->string());
-      return fmt::format("recipe, data{} base model are those of the checkpoint", here ? ", processor and" : " and");
+      bool same_processor = false;
+      if (findings.recipe.distributed.device == "cpu") {  // the GPU that a rank gets is not known here
+        const std::string here = describe_arithmetic_of(at::kCPU);
+        require_same_hardware(findings.recipe, here, *findings.saved, findings.checkpoint->string());
+        same_processor = here == findings.saved->arithmetic;
+      }
+      return fmt::format("recipe, data{} base model are those of the checkpoint", same_processor ? ", processor and" : " and");
     });
   }
   if (!resolved || !findings.base.unet) return;

@@ -40,7 +40,7 @@ say() { echo "slurm job $SLURM_JOB_ID: $*" >&2; }
 # USR1: the ranks answer it with a checkpoint and exit code 75. TERM comes when Slurm ends the job (preemption, scontrol requeue,
 # scancel, the time limit) and reaches the ranks without our help: this shell only has to outlive them.
 stopping="" srun_pid=""
-trap 'stopping=USR1' USR1
+trap 'stopping=USR1; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid" 2>/dev/null' USR1
 trap 'stopping=TERM' TERM
 
 # How far the run is: the newest checkpoint's step or, where that is more, the last one of metrics.jsonl.

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 #include "dist/durable_file.h"
 #include "dist/error.h"
@@ -46,21 +47,22 @@ StateDict new_values(const torch::nn::Module& module, const std::set<std::string
 /// One file in the original layout: its tensors, some with new values.
 class FusingOneFile {
  public:
-  explicit FusingOneFile(const SafetensorsFile& file) : tensors_(file.tensors()) {
+  explicit FusingOneFile(StateDict tensors) : tensors_(std::move(tensors)) {
     for (const auto& [key, tensor] : tensors_) {
-      if (tensor.numel() > 0) by_address_[static_cast<const char*>(tensor.const_data_ptr())] = key;
+      if (tensor.numel() > 0) by_address_[static_cast<const char*>(tensor.const_data_ptr())] = key;  // mapped, or a copy where unaligned
     }
   }
 
-  /// Puts `value` where `place`, a view of one of the file's tensors, lies in it.
+  /// Puts `value` where `place`, a view of one of the tensors, lies in it.
   void put(const at::Tensor& place, const at::Tensor& value) {
     const auto address = static_cast<const char*>(place.const_data_ptr());
     const auto next = by_address_.upper_bound(address);
-    LORASHARD_CHECK(next != by_address_.begin() && place.is_contiguous(), "a weight that isn't where the file is mapped");
+    LORASHARD_CHECK(next != by_address_.begin() && place.is_contiguous(), "a weight that is none of the file's");
     const auto& [begin, key] = *std::prev(next);
     at::Tensor& whole = own(key);
     const int64_t offset = (address - begin) / static_cast<int64_t>(place.element_size());
-    LORASHARD_CHECK(offset + place.numel() <= whole.numel(), "a weight beyond the end of '{}'", key);
+    LORASHARD_CHECK(place.scalar_type() == whole.scalar_type() && offset + place.numel() <= whole.numel(),
+                    "a weight that isn't a part of '{}'", key);
     whole.view({-1}).narrow(0, offset, place.numel()).copy_(value.reshape({-1}));
   }
   void put_transposed(const std::string& key, const at::Tensor& value) { own(key).copy_(value.t()); }
@@ -68,7 +70,7 @@ class FusingOneFile {
   const StateDict& tensors() const { return tensors_; }
 
  private:
-  /// Our copy, made at the first call: the mapped bytes must not be written to.
+  /// Our copy, made at the first call: mapped bytes must not be written to.
   at::Tensor& own(const std::string& key) {
     at::Tensor& tensor = tensors_.at(key);
     if (owned_.insert(key).second) tensor = tensor.clone();
@@ -76,7 +78,7 @@ class FusingOneFile {
   }
 
   StateDict tensors_;
-  std::map<const char*, std::string> by_address_;  // of the mapped bytes
+  std::map<const char*, std::string> by_address_;
   std::set<std::string> owned_;
 };
 
@@ -168,10 +170,11 @@ FusedFiles write_fused_file(const StableDiffusion& base, const ChangedLayers& ch
   configs.unet = base.unet->config();
   configs.text_encoder = base.text_encoder->config();
   if (base.is_sdxl()) configs.text_encoder_2 = base.text_encoder_2->config();
-  const auto places = single_file_components(file.tensors(), single_file_family(file).value(), configs);
+  const StateDict tensors = file.tensors();
+  const auto places = single_file_components(tensors, single_file_family(file).value(), configs);
   const std::map<std::string, const torch::nn::Module*> modules = {
       {"unet", base.unet.get()}, {"text_encoder", base.text_encoder.get()}, {"text_encoder_2", base.text_encoder_2.get()}};
-  FusingOneFile fused(file);
+  FusingOneFile fused(tensors);
   FusedFiles found;
   found.num_weight_files = 1;
   for (const auto& [component, paths] : changed) {
@@ -190,6 +193,8 @@ FusedFiles write_fused_file(const StableDiffusion& base, const ChangedLayers& ch
   }
   Metadata metadata = file.metadata();
   metadata["fused_adapters"] = note;
+  std::error_code fails_below;
+  if (out.has_parent_path()) fs::create_directories(out.parent_path(), fails_below);
   write_safetensors(out, fused.tensors(), metadata);
   return found;
 }
@@ -200,7 +205,7 @@ void require_place_for_fused(const fs::path& base, const fs::path& out) {
   if (fs::exists(out) && !(fs::is_directory(out) && fs::is_empty(out))) {
     throw Error(ErrorKind::usage, fmt::format("fusing: '{}' exists already", out.string()), "give a new name");
   }
-  const bool is_file = fs::is_regular_file(base), names_file = out.extension() == ".safetensors";
+  const bool is_file = names_single_file(base), names_file = out.extension() == ".safetensors";
   if (is_file == names_file && !(is_file && fs::exists(out))) return;
   throw Error(ErrorKind::usage,
               is_file ? fmt::format("fusing: the base '{}' is one file, and '{}' is no name for one", base.string(), out.string())

@@ -38,7 +38,7 @@ void require_custom_prompts(const Recipe& recipe, const Pack& pack) {
 }
 
 bool has_no_captions(const Recipe& recipe, const Pack& pack) {
-  if (recipe.task != "text_to_image") return false;
+  if (recipe.task != "text_to_image" || !recipe.captions.caption_prefix.empty() || !recipe.captions.caption_suffix.empty()) return false;
   for (int64_t row = 0; row < pack.num_samples(); ++row) {
     for (const std::string& caption : pack.captions(row)) {
       if (!caption.empty()) return false;

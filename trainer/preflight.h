@@ -17,7 +17,7 @@ namespace lorashard {
 void prepare_output_dir(const std::filesystem::path& output_dir);
 /// With dreambooth.custom_instance_prompts: some picture must have a caption of its own.
 void require_custom_prompts(const Recipe& recipe, const Pack& pack);
-/// A text_to_image recipe whose pack has not one caption: allowed, but hardly meant.
+/// A text_to_image recipe whose pack has not one caption, and nothing that is put before or behind it: allowed, but hardly meant.
 bool has_no_captions(const Recipe& recipe, const Pack& pack);
 /// Images of the pack that an epoch has, by their repeats, without those of rows that are held out.
 int64_t num_train_samples(const Recipe& recipe, const Pack& pack);

@@ -92,7 +92,7 @@ void add_optimizer_fields(Fields& f, Recipe& r) {
                        "warmup_stable_decay"}),
                kIdentity, "How the learning rate changes over the run: diffusers' schedules of these names, the last two transformers'."});
   f.push_back({"lr_scheduler", "lr_warmup_steps", &r.lr_scheduler.lr_warmup_steps, between(0, kMostSteps), kIdentity,
-               "Optimizer steps over which the learning rate rises from 0. Not used by constant."});
+               "Optimizer steps over which the learning rate rises from 0 (warmup_stable_decay: from where it ends). Not used by constant."});
   f.push_back({"lr_scheduler", "lr_num_cycles", &r.lr_scheduler.lr_num_cycles, between(1, kMostSteps), kIdentity,
                "Restarts of cosine_with_restarts."});
   f.push_back(

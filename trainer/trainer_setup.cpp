@@ -95,7 +95,7 @@ void Trainer::open_pack() {
     num_samples_ = num_train_samples(recipe_, *pack_);
   });
   if (is_main() && has_no_captions(recipe_, *pack_)) {
-    log::warning("no picture of '{}' has a caption: every prompt will be empty (lorashard help pack says where captions come from)",
+    log::warning("no picture of '{}' has a caption: every prompt will be empty (lorashard pack --help says where captions come from)",
                  recipe_.data.train_data_dir);
   }
   if (const auto options = bucket_options(recipe_)) {

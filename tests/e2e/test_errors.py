@@ -129,6 +129,7 @@ def test_pictures_without_any_caption_are_warned_of_once(work):
     (folder / "metadata.jsonl").unlink()
     path = write_recipe(work / "bare.toml", work / "base", folder, work / "bare-out", train__max_train_steps=1)
     assert lorashard("launch", path, "--ranks", 2).stderr.count("has a caption: every prompt will be empty") == 1
+    assert "every prompt will be empty" not in lorashard("train", path, "--set", "captions.caption_prefix=sks", "--set", f"output_dir={work / 'bare-prefix'}").stderr
     captioned = write_recipe(work / "captioned.toml", work / "base", work / "pack", work / "captioned-out", train__max_train_steps=1)
     assert "every prompt will be empty" not in lorashard("train", captioned).stderr
 

@@ -8,7 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
