@@ -45,19 +45,17 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
-std::string first_difference(const std::string& a, const std::string& b, int rank_a, int rank_b) {
+}  // namespace
+
+std::string first_difference(const std::string& a, const std::string& b, const std::string& where_a, const std::string& where_b) {
   const auto lines_a = lines_of(a), lines_b = lines_of(b);
   for (size_t i = 0; i < std::max(lines_a.size(), lines_b.size()); ++i) {
     const std::string line_a = i < lines_a.size() ? "'" + lines_a[i] + "'" : "nothing";
     const std::string line_b = i < lines_b.size() ? "'" + lines_b[i] + "'" : "nothing";
-    if (line_a != line_b) {
-      return fmt::format("line {}: {} on rank {}, {} on rank {}", i + 1, line_a, rank_a, line_b, rank_b);
-    }
+    if (line_a != line_b) return fmt::format("line {}: {} {}, {} {}", i + 1, line_a, where_a, line_b, where_b);
   }
-  return fmt::format("the last line's end: {} bytes on rank {}, {} on rank {}", a.size(), rank_a, b.size(), rank_b);
+  return fmt::format("the last line's end: {} bytes {}, {} {}", a.size(), where_a, b.size(), where_b);
 }
-
-}  // namespace
 
 void run_agreed(Communicator& communicator, const std::string& doing_what, const std::function<void()>& action) {
   const auto outcomes = communicator.all_gather(outcome_of(doing_what, action));
@@ -92,7 +90,7 @@ void require_same(Communicator& communicator, const std::string& what, const std
   const auto values = communicator.all_gather(value);
   throw AgreedError(Error(ErrorKind::usage,
                           fmt::format("{} differs between rank 0 and rank {}; first at {}", what, others,
-                                      first_difference(values[0], values[*first], 0, static_cast<int>(*first))),
+                                      first_difference(values[0], values[*first], "on rank 0", fmt::format("on rank {}", *first))),
                           hint),
                     communicator.world());
 }

@@ -31,6 +31,9 @@ bool any_rank(Communicator& communicator, bool mine);
 /// The same for several questions in one message.
 std::vector<bool> any_rank(Communicator& communicator, const std::vector<bool>& mine);
 
+/// "line 2: 'x' there, 'y' here" of two texts that differ, with the words of where each is. No communication.
+std::string first_difference(const std::string& a, const std::string& b, const std::string& where_a, const std::string& where_b);
+
 /// Throws the same AgreedError(usage) on every rank unless `value` is the same text on all; the message names `what`, the ranks
 /// and the first line that differs. Collective. For recipes, binaries, packs and bases that must match. `hint`: what to
 /// do about it, where the usual one doesn't say.

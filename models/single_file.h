@@ -1,5 +1,6 @@
 // A base model as one .safetensors file in the original layout (LDM for SD 1.x and 2.x, SGM for SDXL): which family it is, and its
-// weights under the names of diffusers. Used by models/stable_diffusion.cpp and launch/inspect.cpp.
+// weights under the names of diffusers. Used by models/stable_diffusion.cpp, models/fuse_base.cpp and
+// launch/inspect.cpp.
 #pragma once
 #include <filesystem>
 #include <map>

@@ -203,9 +203,11 @@ void remove_with_warning(const fs::path& folder) {
   if (error) log::warning("cannot remove '{}': {}", folder.string(), error.message());
 }
 
-/// Renamed first, to a temporary name of the checkpoint `of`: whoever else has the folder's name loses all of it in one moment.
-void move_aside_and_remove(const fs::path& folder, const fs::path& of) {
-  const fs::path aside = of.string() + temporary_suffix();
+/// Renamed first, to another temporary name: whoever else has this one loses all of the folder in one moment, and a crash while
+/// removing leaves no half checkpoint.
+void move_aside_and_remove(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  const fs::path aside = folder.parent_path() / (without_temporary_suffix(name).value_or(name) + temporary_suffix());
   if (::rename(folder.c_str(), aside.c_str()) == 0) return remove_with_warning(aside);
   if (errno != ENOENT) log::warning("{}", errno_error(fmt::format("cannot remove '{}'", folder.string())).message());
 }
@@ -348,9 +350,7 @@ std::optional<fs::path> newest_checkpoint(const fs::path& output_dir) {
 }
 
 void discard_unfinished_checkpoints(const fs::path& output_dir) {
-  for (const fs::path& left : folders_in(output_dir, is_temporary)) {
-    move_aside_and_remove(left, output_dir / *without_temporary_suffix(left.filename().string()));
-  }
+  for (const fs::path& left : folders_in(output_dir, is_temporary)) move_aside_and_remove(left);
 }
 
 void remove_old_checkpoints(const fs::path& output_dir, int64_t limit, const fs::path& just_written,
@@ -367,8 +367,7 @@ void remove_old_checkpoints(const fs::path& output_dir, int64_t limit, const fs:
   int64_t kept = 1;  // just_written, whatever its step
   for (const fs::path& folder : checkpoints_in(output_dir)) {
     if (folder.filename() == just_written.filename() || kept++ < limit) continue;
-    // A crash while removing leaves a temporary folder and not half a checkpoint.
-    move_aside_and_remove(folder, folder);
+    move_aside_and_remove(folder);
   }
 }
 

@@ -28,12 +28,17 @@ double linear(const LrSchedulerOptions& o, int64_t update) {
   return std::max(0.0, left);
 }
 
+double above_min(double factor, double min_lr_ratio) {
+  return std::max(0.0, factor * (1.0 - min_lr_ratio) + min_lr_ratio);
+}
+
+/// Half a period of the cosine, from 1 to 0.
+double half_cosine(double progress) { return 0.5 * (1.0 + std::cos(std::numbers::pi * 0.5 * 2.0 * progress)); }
+
+/// Also cosine_with_min_lr. diffusers gives num_cycles to cosine_with_restarts only; half a period is its default here.
 double cosine(const LrSchedulerOptions& o, int64_t update) {
   if (update < o.warmup_steps) return warmup(update, o.warmup_steps);
-  // diffusers gives num_cycles to cosine_with_restarts only; half a period is its default here.
-  const double num_cycles = 0.5;
-  const double angle = std::numbers::pi * num_cycles * 2.0 * progress_after_warmup(o, update);
-  return std::max(0.0, 0.5 * (1.0 + std::cos(angle)));
+  return above_min(half_cosine(progress_after_warmup(o, update)), o.min_lr_ratio);
 }
 
 double cosine_with_restarts(const LrSchedulerOptions& o, int64_t update) {
@@ -60,34 +65,21 @@ double polynomial(const LrSchedulerOptions& o, double base, int64_t update) {
   return ((base - lr_end) * std::pow(remaining, o.power) + lr_end) / base;
 }
 
-double above_min(double factor, double min_lr_ratio) {
-  return std::max(0.0, factor * (1.0 - min_lr_ratio) + min_lr_ratio);
-}
-
-/// Half a period of the cosine, from 1 to 0.
-double half_cosine(double progress) { return 0.5 * (1.0 + std::cos(std::numbers::pi * 0.5 * 2.0 * progress)); }
-
-double cosine_with_min_lr(const LrSchedulerOptions& o, int64_t update) {
-  if (update < o.warmup_steps) return warmup(update, o.warmup_steps);
-  return above_min(half_cosine(progress_after_warmup(o, update)), o.min_lr_ratio);
-}
-
 double warmup_stable_decay(const LrSchedulerOptions& o, int64_t update) {
   if (update < o.warmup_steps) return above_min(warmup(update, o.warmup_steps), o.min_lr_ratio);
   const int64_t stable_until = o.max_train_steps - o.decay_steps;
   if (update < stable_until) return 1.0;
   if (update >= o.max_train_steps) return o.min_lr_ratio;
-  return above_min(half_cosine(double(update - stable_until) / double(std::max<int64_t>(1, o.decay_steps))), o.min_lr_ratio);
+  return above_min(half_cosine(double(update - stable_until) / double(o.decay_steps)), o.min_lr_ratio);
 }
 
 double factor(const LrSchedulerOptions& o, double base, int64_t update) {
   if (o.name == "constant") return 1.0;
   if (o.name == "constant_with_warmup") return update < o.warmup_steps ? warmup(update, o.warmup_steps) : 1.0;
   if (o.name == "linear") return linear(o, update);
-  if (o.name == "cosine") return cosine(o, update);
+  if (o.name == "cosine" || o.name == "cosine_with_min_lr") return cosine(o, update);
   if (o.name == "cosine_with_restarts") return cosine_with_restarts(o, update);
   if (o.name == "polynomial") return polynomial(o, base, update);
-  if (o.name == "cosine_with_min_lr") return cosine_with_min_lr(o, update);
   if (o.name == "warmup_stable_decay") return warmup_stable_decay(o, update);
   throw Error(ErrorKind::usage,
               fmt::format("lr_scheduler '{}': expected constant, constant_with_warmup, linear, cosine, "

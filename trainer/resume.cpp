@@ -1,27 +1,13 @@
 #include "trainer/resume.h"
 
 #include <map>
-#include <sstream>
 
+#include "dist/agreement.h"
 #include "dist/error.h"
 #include "dist/log.h"
 #include "dist/machine.h"
 
 namespace lorashard {
-namespace {
-
-/// The first line in which two texts differ, of both: "'A' there and 'B' here".
-std::string first_difference(const std::string& there, const std::string& here) {
-  std::istringstream theirs(there), ours(here);
-  for (std::string a, b; ;) {
-    const bool more_there = static_cast<bool>(std::getline(theirs, a)), more_here = static_cast<bool>(std::getline(ours, b));
-    if (!more_there) a = "nothing more";
-    if (!more_here) b = "nothing more";
-    if (a != b || !more_there) return fmt::format("'{}' there, '{}' here", a, b);
-  }
-}
-
-}  // namespace
 
 void adopt_resolved_values(Recipe& recipe, const TrainingState& saved) {
   // Length and scaled learning rate follow from the total and from the recipe's own values, so that a change of these is seen.
@@ -62,11 +48,11 @@ void require_same_hardware(const Recipe& recipe, const std::string& arithmetic, 
   if (!recipe.train.deterministic) return;
   if (const std::string program = describe_program(); !saved.program.empty() && saved.program != program) {
     log::warning("'{}' was written by another build of lorashard, whose results may differ in their last bits ({})", checkpoint,
-                 first_difference(saved.program, program));
+                 first_difference(saved.program, program, "there", "here"));
   }
   if (saved.arithmetic.empty() || saved.arithmetic == arithmetic) return;
   const std::string what = fmt::format("resuming from '{}': with deterministic = true a run goes on only on what it began on: {}",
-                                       checkpoint, first_difference(saved.arithmetic, arithmetic));
+                                       checkpoint, first_difference(saved.arithmetic, arithmetic, "there", "here"));
   if (recipe.checkpoint.resume_on_other_hardware) {
     log::warning("{}; it goes on, since resume_on_other_hardware = true: the adapter will not be that of an undisturbed run bit for bit", what);
     return;

@@ -129,16 +129,22 @@ def kill_ranks(recipe):
                 killed.append(pid)
         except (FileNotFoundError, ProcessLookupError):
             pass  # it ended meanwhile
-    while any(map(_lives, killed)):
+    wait_until_gone(killed)
+
+
+def wait_until_gone(pids):
+    """A killed process that waits for a disk lives on until that has answered."""
+    def lives(pid):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                return file.read().rpartition(")")[2].split()[0] not in "ZX"
+        except OSError:
+            return False
+
+    deadline = time.monotonic() + 120
+    while any(map(lives, pids)):
+        assert time.monotonic() < deadline, pids
         time.sleep(0.002)
-
-
-def _lives(pid):
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def adapter_hash(output_dir):

@@ -18,7 +18,7 @@ import pytest
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "e2e"))
 
-from lorashard_runs import LORASHARD, adapter_hash, lorashard, make_base, make_pack, make_pictures, metrics, write_recipe  # noqa: E402
+from lorashard_runs import LORASHARD, adapter_hash, lorashard, make_base, make_pack, make_pictures, metrics, wait_until_gone, write_recipe  # noqa: E402
 
 LONG = os.environ.get("LORASHARD_LONG_TESTS") == "1"
 PROBE = os.path.join(os.environ.get("LORASHARD_BUILD_DIR", "build/dev"), "tests", "checkpoint_fault_probe")
@@ -82,21 +82,6 @@ def descendants(pid):
     for parent in found:
         found += children.get(parent, [])
     return found
-
-
-def wait_until_gone(pids):
-    """A killed process that waits for a disk lives on until that has answered."""
-    def lives(pid):
-        try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-                return file.read().rpartition(")")[2].split()[0] not in "ZX"
-        except OSError:
-            return False
-
-    deadline = time.monotonic() + 120
-    while any(map(lives, pids)):
-        assert time.monotonic() < deadline, pids
-        time.sleep(0.002)
 
 
 def ranks_below(pid):

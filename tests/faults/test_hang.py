@@ -64,8 +64,9 @@ def test_a_rank_that_was_stopped_for_a_while_goes_on_with_a_warning_and_the_same
     os.kill(run.ranks()[1], signal.SIGCONT)
     code, said = run.end()
     assert code == 0, said
-    assert re.search(r"warning: rank 1 \(.*\) is (silent|late)", said), said
-    assert re.search(r"warning: rank 1 \(.*\) is back after", said), said
+    # Said once, and once more only after it was back: a busy machine may make it late again.
+    words = re.findall(r"warning: rank 1 \(.*\) is (silent|late|back after)", said)
+    assert words and all((word == "back after") == (i % 2 == 1) for i, word in enumerate(words)) and words[-1] == "back after", said
     assert adapter_hash(work / "pause") == adapter_hash(work / "no-pause")
 
 
